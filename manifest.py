@@ -1,0 +1,234 @@
+"""What is written beside an artifact: manifest.json, and the measurement that it rests on."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from prune_export.errors import BadInputError
+from prune_export.records import from_json, to_json
+from prune_export.shape import ModelShape
+from prune_export.target import Target, Workload
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+Claim = Literal["measured", "predicted"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw timings of one artifact; percentiles are computed from them, never stored.
+
+    Attributes:
+        artifact: the directory or label that was measured.
+        profile: device profile whose thread count and runtime were used.
+        host: fingerprint of the measuring host (processor, ISA, cores, memory, operating system).
+        runtime: "openvino", ...
+        precision: weight precision of the artifact.
+        threads: threads given to the runtime.
+        workload: what was run.
+        ttft_s: time to first token of each repeat.
+        itl_s: every inter-token latency, repeat after repeat, `new_tokens - 1` each.
+        load_s: reading and compiling the model, once a process.
+        weights_bytes: size of the weight files.
+        peak_rss_bytes: peak resident memory of the process and its children, from an untimed run; 0 if not sampled.
+        rss_rise_bytes: the same minus the memory before loading.
+        versions: package name to version.
+    """
+
+    artifact: str
+    profile: str
+    host: dict[str, str]
+    runtime: str
+    precision: str
+    threads: int
+    workload: Workload
+    ttft_s: tuple[float, ...]
+    itl_s: tuple[float, ...]
+    load_s: tuple[float, ...]
+    weights_bytes: int
+    peak_rss_bytes: int
+    rss_rise_bytes: int
+    versions: dict[str, str]
+
+    def samples(self, metric: str) -> tuple[float, ...]:
+        """Raw samples in seconds: "tpot" gives every ITL, "ttft" every TTFT, "total" end to end of each repeat."""
+        if metric == "tpot":
+            return self.itl_s
+        if metric == "ttft":
+            return self.ttft_s
+        per_repeat = len(self.itl_s) // max(1, len(self.ttft_s))
+        return tuple(
+            first + math.fsum(self.itl_s[i * per_repeat : (i + 1) * per_repeat]) for i, first in enumerate(self.ttft_s)
+        )
+
+    def percentile(self, metric: str, statistic: str) -> float:
+        """A percentile ("p50", "p90", "p99") of `samples(metric)` in seconds, linearly interpolated."""
+        return percentile(self.samples(metric), float(statistic[1:]))
+
+
+def percentile(samples: tuple[float, ...], percent: float) -> float:
+    """Linearly interpolated percentile (numpy's default method), without numpy.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+    position = (len(ordered) - 1) * percent / 100.0
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One delivered file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """What the gate before publishing compared.
+
+    Attributes:
+        max_logit_error: largest absolute difference between fp32 IR and torch over all checks.
+        tolerance: the limit on it.
+        checks: name of each check to its largest error.
+        greedy_tokens: tokens generated greedily in the delivered precision.
+        greedy_agreement: share of them that equal torch's before the first difference.
+    """
+
+    max_logit_error: float
+    tolerance: float
+    checks: dict[str, float]
+    greedy_tokens: int
+    greedy_agreement: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the comparison: a model in a precision.
+
+    Attributes:
+        name: "dense" or "pruned".
+        precision: weight precision.
+        parameters: total parameters.
+        perplexity: held-out perplexity scored through the artifact itself.
+        measurement: its timings, or None where only a prediction exists.
+        predicted_s: predicted value of the target's metric, or None.
+        delivered: this is the one handed over.
+    """
+
+    name: str
+    precision: str
+    parameters: int
+    perplexity: float
+    measurement: Measurement | None
+    predicted_s: float | None = None
+    delivered: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of the closed loop.
+
+    Attributes:
+        precision: weight precision that was pruned for.
+        budget: what the plan was allowed to cost, in seconds of the target's metric by the latency table.
+        predicted: what the table said of the plan found.
+        measured: what the artifact took.
+        perplexity: its held-out perplexity.
+        met: measured within the limit.
+    """
+
+    precision: str
+    budget: float
+    predicted: float
+    measured: float
+    perplexity: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a delivered artifact.
+
+    Attributes:
+        command: command line that made it.
+        created: UTC, ISO 8601.
+        source: model as the user named it.
+        source_digest: sha256 over its configuration and weights.
+        shape: delivered shape.
+        dense_parameters: parameters before pruning.
+        formats: "openvino", "checkpoint", ...
+        precision: weight precision of the delivered IR.
+        target: what was asked for.
+        limit: the limit in the metric's unit (speed-ups resolved).
+        claim: "measured" or "predicted".
+        met: the claim's figure is within the limit.
+        figure: the claim's figure.
+        profile: device profile.
+        plan_digest: sha256 of plan.json; empty for a dense delivery.
+        calibration: description, digest and Python version of the calibration text.
+        evaluation: the same for the held-out text.
+        seed: random seed.
+        candidates: the comparison.
+        rounds: the closed loop's history.
+        parity: the gate's result.
+        versions: package name to version.
+        files: relative path to size and hash of every other file.
+    """
+
+    command: str
+    created: str
+    source: str
+    source_digest: str
+    shape: ModelShape
+    dense_parameters: int
+    formats: tuple[str, ...]
+    precision: str
+    target: Target
+    limit: float
+    claim: Claim
+    met: bool
+    figure: float
+    profile: str
+    plan_digest: str
+    calibration: dict[str, str]
+    evaluation: dict[str, str]
+    seed: int
+    candidates: tuple[Candidate, ...]
+    rounds: tuple[Round, ...]
+    parity: ParityRecord
+    versions: dict[str, str]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def save(self, directory: Path) -> None:
+        """Writes manifest.json."""
+        (directory / MANIFEST).write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Reads manifest.json.
+
+        Raises:
+            BadInputError: missing, no JSON, or not a manifest of this format.
+        """
+        path = directory / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf8"))
+        except FileNotFoundError:
+            raise BadInputError(f"{directory} is no artifact of prune-export: it has no {MANIFEST}") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
+        if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
+            raise BadInputError(f"{path} has format {data.get('format_version')}, this version reads {FORMAT_VERSION}")
+        return from_json(cls, data, where=str(path))
