@@ -112,7 +112,7 @@ def _fixed(name: str, modules: tuple[str, ...]) -> Corpus:
 
 
 def _help_topics() -> tuple[str, ...]:
-    from pydoc_data.topics import topics  # type: ignore[import-untyped]
+    from pydoc_data.topics import topics
 
     return tuple(str(text) for _, text in sorted(topics.items()) if len(str(text)) > 200)
 
