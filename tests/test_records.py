@@ -93,7 +93,20 @@ def test_percentiles_equal_numpys() -> None:
 
 def test_totals_add_up_per_repeat() -> None:
     measurement = Measurement(
-        "a", "host", {}, "openvino", "fp32", 2, Workload(new_tokens=3), (1.0, 2.0), (0.1, 0.2, 0.3, 0.4), (1.0,), 1, 0, 0, {}
-    )  # fmt: skip
+        artifact="a",
+        profile="host",
+        host={},
+        runtime="openvino",
+        precision="fp32",
+        threads=2,
+        workload=Workload(new_tokens=3),
+        ttft_s=(1.0, 2.0),
+        itl_s=(0.1, 0.2, 0.3, 0.4),
+        load_s=(1.0,),
+        weights_bytes=1,
+        peak_rss_bytes=0,
+        rss_rise_bytes=0,
+        versions={},
+    )
     assert measurement.samples("total") == pytest.approx((1.3, 2.7))
     assert measurement.percentile("tpot", "p50") == pytest.approx(0.25)

@@ -42,7 +42,7 @@ def test_sizes_speedups_and_shares() -> None:
 
 @pytest.mark.parametrize("text", ["0x", "x", "1.3", "-1x"])
 def test_a_malformed_speedup_is_refused(text: str) -> None:
-    with pytest.raises(BadInputError, match="1.5x"):
+    with pytest.raises(BadInputError, match=r"1\.5x"):
         units.parse_speedup(text)
 
 

@@ -1,0 +1,1 @@
+"""The closed loop in parts: preflight, baseline, latency table, rounds, publishing, report."""
