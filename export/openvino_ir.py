@@ -1,0 +1,183 @@
+"""Stateful fp32 OpenVINO IR of a dense or pruned decoder, with everything that its loaders want beside it.
+
+The directory loads unchanged in `openvino.Core`, `optimum.intel.OVModelForCausalLM` and `openvino_genai.LLMPipeline`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from prune_export.errors import BadInputError
+from prune_export.export.quiet import quiet
+from prune_export.progress import Progress
+from prune_export.prune.shapes import model_shape
+from prune_export.shape import ModelShape
+
+MODEL_XML = "openvino_model.xml"
+TOKENIZER_XML = "openvino_tokenizer.xml"
+DETOKENIZER_XML = "openvino_detokenizer.xml"
+
+
+def export_openvino(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the IR, tokenizer and detokenizer IR, configurations, tokenizer files and chat template.
+
+    Weights are stored in fp32; `prune_export.export.weights.compress` makes the other precisions from this directory.
+    The model is traced where it lies in memory, without a copy of its weights, and is left as it was.
+
+    Args:
+        model: stock or pruned decoder in fp32 on the CPU.
+        tokenizer: its tokenizer.
+        directory: where to write; made if missing.
+        progress: reports the two phases.
+
+    Raises:
+        BadInputError: no attention is left, the weights are not fp32, or the tokenizer has no OpenVINO form.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _phase(progress, "exporting the graph"):
+        export_graph_only(model, directory / MODEL_XML)
+    with _phase(progress, "exporting the tokenizer"):
+        _save_configs(model, directory)
+        export_tokenizer(tokenizer, directory)
+
+
+def export_graph_only(model: PreTrainedModel, path: Path) -> None:
+    """Writes the IR alone (`path` and the .bin beside it): enough for `openvino.Core`, for timing of many small stacks.
+
+    Args:
+        model: as for `export_openvino`.
+        path: ends in .xml.
+
+    Raises:
+        BadInputError: as for `export_openvino`.
+    """
+    shape = model_shape(model.config)
+    kv_heads = tuple(shape.layers[index].kv_heads for index in shape.attention_layers)
+    if not kv_heads:
+        raise BadInputError(
+            f"the model's {len(shape.layers)} layers have no attention left; OpenVINO's stateful text models need at "
+            "least 1: keep one in the plan"
+        )
+    wrong = sorted({str(weight.dtype) for weight in model.parameters() if weight.dtype != torch.float32})
+    if wrong:
+        raise BadInputError(f"the model has weights in {', '.join(wrong)}, the export needs float32: load it in fp32")
+    with quiet(), _unchanged(model), _frozen_garbage():
+        from optimum.exporters.openvino.convert import export_pytorch
+
+        from prune_export.export.optimum_config import DecoderExportConfig
+
+        config = DecoderExportConfig(model.config, kv_heads=kv_heads, head_dim=shape.head_dim)
+        export_pytorch(model, config, path, stateful=True, library_name="transformers")
+
+
+def export_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Writes the tokenizer's own files with its chat template, and its OpenVINO tokenizer and detokenizer.
+
+    Raises:
+        BadInputError: the tokenizer has no OpenVINO form.
+    """
+    tokenizer.save_pretrained(directory)
+    with quiet(), _padding_left(tokenizer):
+        import openvino
+        from openvino_tokenizers import convert_tokenizer
+        from optimum.exporters.openvino.utils import set_simplified_chat_template
+
+        try:
+            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+        except (NotImplementedError, RuntimeError) as error:  # OVTypeError is a RuntimeError
+            reason = str(error).strip().splitlines()
+            raise BadInputError(
+                f"tokenizer {type(tokenizer).__name__} has no OpenVINO form ({reason[0] if reason else 'no reason'}): "
+                "use a byte-level BPE, WordPiece, Unigram or SentencePiece tokenizer"
+            ) from error
+        set_simplified_chat_template(encoder)
+        openvino.save_model(encoder, directory / TOKENIZER_XML, compress_to_fp16=False)
+        openvino.save_model(decoder, directory / DETOKENIZER_XML, compress_to_fp16=False)
+
+
+def _save_configs(model: PreTrainedModel, directory: Path) -> None:
+    text = json.dumps(_stock_config(model, model_shape(model.config)), indent=2, sort_keys=True)
+    (directory / "config.json").write_text(text + "\n", encoding="utf8")
+    # Written without the checks of save_pretrained, which refuses some published files (a temperature beside greedy).
+    if model.generation_config is not None:
+        model.generation_config.to_json_file(directory / "generation_config.json")
+
+
+def _stock_config(model: PreTrainedModel, shape: ModelShape) -> dict[str, Any]:
+    """config.json under the family's stock model type.
+
+    The IR carries the per-layer shapes itself; its loaders want a model type that transformers knows without remote
+    code, token ids and the context length.  `prune_layers`, where there is one, stays as plain information.
+    """
+    data: dict[str, Any] = model.config.to_diff_dict()
+    for key in ("auto_map", "_name_or_path"):
+        data.pop(key, None)
+    stock = AutoConfig.for_model(shape.family)
+    data["model_type"] = stock.model_type
+    data["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[stock.model_type]]
+    data["head_dim"] = shape.head_dim
+    data["dtype"] = "float32"
+    data["use_cache"] = True
+    return data
+
+
+@contextmanager
+def _unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Puts back what the exporter changes on the model: `forward`, configuration flags, training mode, attention."""
+    config, own_forward = model.config, model.__dict__.get("forward")
+    before = dict(config.__dict__)
+    training = model.training
+    attention = config._attn_implementation
+    if attention != "sdpa":  # the runtime fuses this one with its cache
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)
+        if own_forward is not None:
+            model.__dict__["forward"] = own_forward
+        if attention != "sdpa":
+            model.set_attn_implementation(attention)
+        config.__dict__.clear()
+        config.__dict__.update(before)
+        model.train(training)
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """Spares the exporter's two full collections the walk over everything imported: most of a small export's time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _padding_left(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Batches of prompts to be continued are padded on the left."""
+    before = tokenizer.padding_side, tokenizer.truncation_side
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = before
+
+
+def _phase(progress: Progress | None, name: str) -> Any:
+    return nullcontext() if progress is None else progress.phase(name)
