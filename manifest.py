@@ -14,6 +14,10 @@ from prune_export.shape import ModelShape
 from prune_export.target import Target, Workload
 
 MANIFEST = "manifest.json"
+IR_FOLDER = "openvino"
+CHECKPOINT_FOLDER = "checkpoint"
+PLAN_FILE = "plan.json"
+REPORT_FILE = "report.html"
 FORMAT_VERSION = 1
 Claim = Literal["measured", "predicted"]
 
@@ -32,11 +36,12 @@ class Measurement:
         workload: what was run.
         ttft_s: time to first token of each repeat.
         itl_s: every inter-token latency, repeat after repeat, `new_tokens - 1` each.
-        load_s: reading and compiling the model, once a process.
+        load_s: reading and compiling the model, once a process; each process timed the same number of repeats.
         weights_bytes: size of the weight files.
         peak_rss_bytes: peak resident memory of the process and its children, from an untimed run; 0 if not sampled.
         rss_rise_bytes: the same minus the memory before loading.
         versions: package name to version.
+        options: runtime properties that the model was compiled with.
     """
 
     artifact: str
@@ -53,6 +58,7 @@ class Measurement:
     peak_rss_bytes: int
     rss_rise_bytes: int
     versions: dict[str, str]
+    options: dict[str, str] = field(default_factory=dict)
 
     def samples(self, metric: str) -> tuple[float, ...]:
         """Raw samples in seconds: "tpot" gives every ITL, "ttft" every TTFT, "total" end to end of each repeat."""
@@ -183,6 +189,9 @@ class Manifest:
         rounds: the closed loop's history.
         parity: the gate's result.
         versions: package name to version.
+        timings_s: phase of the run to seconds.
+        peak_tree_bytes: peak resident memory of the run's whole process tree.
+        samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
     """
 
@@ -208,6 +217,9 @@ class Manifest:
     rounds: tuple[Round, ...]
     parity: ParityRecord
     versions: dict[str, str]
+    timings_s: dict[str, float] = field(default_factory=dict)
+    peak_tree_bytes: int = 0
+    samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -1,0 +1,151 @@
+"""Measures artifacts in fresh processes; every raw sample is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prune_export.benchmark.artifact import find_ir, weights_bytes
+from prune_export.benchmark.openvino_session import checked_threads
+from prune_export.benchmark.process import run_worker
+from prune_export.benchmark.properties import precision_options
+from prune_export.benchmark.worker import Reply, Request
+from prune_export.errors import BadInputError
+from prune_export.manifest import Measurement
+from prune_export.profiles import DeviceProfile, host_fingerprint
+from prune_export.progress import Progress
+from prune_export.target import Workload
+
+_RUNTIME = "openvino"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a directory with an IR, and the precision of its weights."""
+
+    directory: Path
+    precision: str
+
+
+def measure(
+    directory: Path,
+    *,
+    profile: DeviceProfile,
+    workload: Workload,
+    precision: str,
+    threads: int = 0,
+    processes: int = 2,
+    sample_memory: bool = True,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Times one artifact, each process fresh, then samples its memory in a further, untimed one.
+
+    Args:
+        directory: holds openvino_model.xml, or one sub-folder that does.
+        profile: names the runtime and device.
+        workload: what to run; its `repeats` is the least number of repeats a process.
+        precision: weight precision, decides the runtime's properties.
+        threads: 0 takes the profile's, and that being 0 all physical cores.
+        processes: fresh processes to time in; each leaves one `load_s` and the same number of repeats.
+        sample_memory: run the memory process too.
+        progress: is told the share done.
+
+    Raises:
+        BadInputError: missing directory, unusable IR, absent device, more threads than cores, foreign runtime.
+        PruneExportError: the worker died.
+    """
+    return measure_together(
+        [Subject(directory, precision)],
+        profile=profile,
+        workload=workload,
+        rounds=processes,
+        threads=threads,
+        sample_memory=sample_memory,
+        progress=progress,
+    )[0]
+
+
+def measure_together(
+    subjects: Sequence[Subject],
+    *,
+    profile: DeviceProfile,
+    workload: Workload,
+    rounds: int,
+    threads: int = 0,
+    sample_memory: bool = True,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Times several artifacts in turns, A B A B, so that a drifting machine hits all of them alike.
+
+    Args:
+        subjects: the first is the baseline that `compare.drift` looks at.
+        profile, workload, threads, sample_memory, progress: as in `measure`.
+        rounds: processes for each subject.
+
+    Returns:
+        One measurement a subject, in order, with the samples of its rounds one after the other; round r holds
+        the r-th of `len(load_s)` equal parts.
+
+    Raises:
+        BadInputError, PruneExportError: as in `measure`.
+    """
+    requests = [_request(subject, profile, workload, threads) for subject in subjects]
+    total = len(subjects) * (rounds + int(sample_memory))
+    replies: list[list[Reply]] = [[] for _ in subjects]
+    done = 0
+    for _ in range(rounds):
+        for index, request in enumerate(requests):
+            reply = run_worker(request)
+            replies[index].append(reply)
+            # Later rounds repeat as often as the first, so that the rounds' samples can be told apart.
+            requests[index] = replace(request, repeats=len(reply.ttft_s))
+            done += 1
+            _tell(progress, done, total, request)
+    memory: list[Reply] = []
+    for request in requests if sample_memory else []:
+        memory.append(run_worker(replace(request, mode="memory")))
+        done += 1
+        _tell(progress, done, total, request)
+    return [
+        _measurement(requests[index], replies[index], memory[index] if memory else Reply(), profile)
+        for index in range(len(subjects))
+    ]
+
+
+def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threads: int) -> Request:
+    """Refuses in this process what can be refused without starting another."""
+    if profile.runtime != _RUNTIME:
+        raise BadInputError(
+            f"profile {profile.name} runs {profile.runtime} on {profile.device}, which cannot be measured here: "
+            f"use a profile of {_RUNTIME}, e.g. --device host"
+        )
+    precision_options(subject.precision)
+    find_ir(subject.directory)
+    count = checked_threads(threads or profile.threads)
+    return Request(str(subject.directory), subject.precision, count, profile.device, workload, "time")
+
+
+def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profile: DeviceProfile) -> Measurement:
+    return Measurement(
+        artifact=request.directory,
+        profile=profile.name,
+        host=host_fingerprint(),
+        runtime=_RUNTIME,
+        precision=request.precision,
+        threads=request.threads,
+        workload=replace(request.workload, repeats=len(timed[0].ttft_s)),
+        ttft_s=tuple(value for reply in timed for value in reply.ttft_s),
+        itl_s=tuple(value for reply in timed for value in reply.itl_s),
+        load_s=tuple(reply.load_s for reply in timed),
+        weights_bytes=weights_bytes(find_ir(Path(request.directory))),
+        peak_rss_bytes=memory.peak_bytes,
+        rss_rise_bytes=memory.peak_bytes - memory.before_bytes,
+        versions=timed[0].versions,
+        options=timed[0].options,
+    )
+
+
+def _tell(progress: Progress | None, done: int, total: int, request: Request) -> None:
+    if progress is not None:
+        progress.update(done, total, f"{Path(request.directory).name} {request.precision}")

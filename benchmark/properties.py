@@ -1,0 +1,89 @@
+"""The OpenVINO properties that each precision runs with: the same for scoring, timing and delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from prune_export.errors import BadInputError, nearest
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """How the weights of one precision are computed with.
+
+    Attributes:
+        compute: INFERENCE_PRECISION_HINT; "default" means bf16 where the device has it, else f32, which is what
+            OpenVINO chooses by itself.
+        kv_cache: KV_CACHE_PRECISION.
+        quantization_group: DYNAMIC_QUANTIZATION_GROUP_SIZE, activations of compressed weights; 0 is off.
+    """
+
+    compute: str
+    kv_cache: str
+    quantization_group: int
+
+
+# int8 and int4 take OpenVINO's own defaults for compressed weights on a CPU, written out so that they are recorded:
+# bf16 where available, a u8 cache, activations quantized in groups of 32.  The others compute in what they are named.
+OPTIONS = {
+    "fp32": PrecisionOptions("f32", "f32", 0),
+    "fp16": PrecisionOptions("f32", "f16", 0),
+    "bf16": PrecisionOptions("bf16", "bf16", 0),
+    "int8": PrecisionOptions("default", "u8", 32),
+    "int4": PrecisionOptions("default", "u8", 32),
+}
+_CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
+
+
+def precision_options(precision: str) -> PrecisionOptions:
+    """The options of one precision.
+
+    Raises:
+        BadInputError: unknown precision.
+    """
+    if precision not in OPTIONS:
+        raise BadInputError(f'precision "{precision}"{nearest(precision, OPTIONS)} is not one of {", ".join(OPTIONS)}')
+    return OPTIONS[precision]
+
+
+def cache_bytes(precision: str) -> int:
+    """Bytes of one KV-cache value."""
+    return _CACHE_BYTES[precision_options(precision).kv_cache]
+
+
+def runtime_properties(
+    precision: str, *, threads: int, device: str, capabilities: Collection[str]
+) -> dict[str, str | int | bool]:
+    """Properties for `Core.compile_model`.
+
+    Args:
+        precision: weight precision of the artifact.
+        threads: threads to use, above zero.
+        device: OpenVINO device name; thread and cache properties exist on "CPU" alone.
+        capabilities: the device's OPTIMIZATION_CAPABILITIES.
+
+    Raises:
+        BadInputError: unknown precision, or bf16 on a device without it.
+    """
+    options = precision_options(precision)
+    has_bf16 = "BF16" in capabilities
+    if options.compute == "bf16" and not has_bf16:
+        raise BadInputError(
+            f"precision bf16: this {device} computes {', '.join(sorted(capabilities))}: use fp32 or int8"
+        )
+    default = "bf16" if has_bf16 else "f32"
+    properties: dict[str, str | int | bool] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": default if options.compute == "default" else options.compute,
+    }
+    if device == "CPU":
+        properties |= {
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": True,
+            "ENABLE_HYPER_THREADING": False,
+            "KV_CACHE_PRECISION": options.kv_cache,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.quantization_group,
+        }
+    return properties

@@ -1,0 +1,95 @@
+"""The timed generation loop."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from prune_export.benchmark.session import Session, Tokens
+from prune_export.target import Workload
+
+# A process times at least this long, so that a model of half a millisecond a token still gives many samples.
+_MIN_TIMED_S = 1.5
+_MAX_REPEATS = 100
+_PROMPT_SEED = 20260714
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw timings of one process.
+
+    Attributes:
+        ttft_s: time to first token of each repeat.
+        itl_s: every inter-token latency, repeat after repeat.
+    """
+
+    ttft_s: tuple[float, ...]
+    itl_s: tuple[float, ...]
+
+
+def synthetic_prompt(workload: Workload, vocab_size: int) -> Tokens:
+    """Random token ids [B, T] from a fixed seed: latency does not depend on which tokens they are."""
+    generator = np.random.default_rng(_PROMPT_SEED)
+    return generator.integers(0, vocab_size, (workload.batch, workload.prompt_tokens), dtype=np.int64)
+
+
+def generate(session: Session, prompt: Tokens, new_tokens: int) -> list[float]:
+    """Greedy generation of exactly `new_tokens` tokens; the times (s) at the start and after each token.
+
+    A token counts as there when its id is known: choosing it is part of the latency, as in a server.
+    """
+    session.reset()
+    marks = [0.0] * (new_tokens + 1)
+    clock = time.perf_counter
+    marks[0] = clock()
+    token = session.prefill(prompt)[:, -1].argmax(axis=-1, keepdims=True)
+    marks[1] = clock()
+    for step in range(2, new_tokens + 1):
+        token = session.decode(token)[:, -1].argmax(axis=-1, keepdims=True)
+        marks[step] = clock()
+    return marks
+
+
+def time_session(session: Session, workload: Workload, *, repeats: int | None) -> Samples:
+    """Warm-up, then timed repeats.
+
+    Args:
+        session: loaded.
+        workload: what to run; its `repeats` is the least number of repeats.
+        repeats: exact number of repeats, or None to choose one that times about 1.5 s.
+    """
+    prompt = synthetic_prompt(workload, session.vocab_size)
+    for _ in range(workload.warmup):
+        generate(session, prompt, workload.new_tokens)
+    ttft: list[float] = []
+    itl: list[float] = []
+    wanted = repeats
+    with _no_collection():
+        while wanted is None or len(ttft) < wanted:
+            marks = generate(session, prompt, workload.new_tokens)
+            if wanted is None:
+                wanted = _repeats(marks[-1] - marks[0], workload.repeats)
+            ttft.append(marks[1] - marks[0])
+            itl += [later - earlier for earlier, later in zip(marks[1:], marks[2:], strict=False)]
+    return Samples(tuple(ttft), tuple(itl))
+
+
+def _repeats(once_s: float, least: int) -> int:
+    return max(least, min(_MAX_REPEATS, math.ceil(_MIN_TIMED_S / max(once_s, 1e-9))))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection while timing; it would land in some token's latency."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

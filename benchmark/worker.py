@@ -1,0 +1,131 @@
+"""One measurement in a process of its own: `python -m prune_export.benchmark.worker`.
+
+Reads a `Request` as JSON on standard input, writes a `Reply` as JSON on standard output.  Whatever else prints, native
+libraries included, goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from prune_export.errors import PruneExportError
+from prune_export.records import from_json, to_json
+from prune_export.target import Workload
+
+if TYPE_CHECKING:
+    from prune_export.benchmark.openvino_session import OpenVINOSession
+
+_PACKAGES = ("openvino", "numpy")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked for.
+
+    Attributes:
+        directory: holds the IR.
+        precision: weight precision.
+        threads: threads of the runtime, 0 for all.
+        device: OpenVINO device name.
+        workload: what to run.
+        mode: "time", or "memory" for an untimed run.
+        repeats: exact number of timed repeats, or None to choose.
+    """
+
+    directory: str
+    precision: str
+    threads: int
+    device: str
+    workload: Workload
+    mode: Literal["time", "memory"]
+    repeats: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker found; times in seconds.
+
+    Attributes:
+        error: class name and message of the user's mistake, else empty.
+        before_bytes: resident memory before the model was loaded.
+        peak_bytes: its peak; both 0 in a timed run.
+        options: runtime properties.
+        versions: package name to version.
+    """
+
+    error: tuple[str, ...] = ()
+    load_s: float = 0.0
+    ttft_s: tuple[float, ...] = ()
+    itl_s: tuple[float, ...] = ()
+    before_bytes: int = 0
+    peak_bytes: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def main() -> int:
+    """Runs one request; 0 if a reply was written."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    request = from_json(Request, json.load(sys.stdin), where="worker request")
+    try:
+        reply = _time(request) if request.mode == "time" else _memory(request)
+    except PruneExportError as error:
+        reply = Reply(error=(type(error).__name__, str(error)))
+    with os.fdopen(answer, "w", encoding="utf8") as file:
+        json.dump(to_json(reply), file)
+    return 0
+
+
+def _session(request: Request) -> OpenVINOSession:
+    # Imported here, so that the request is read and standard output is redirected before native code is loaded.
+    from prune_export.benchmark.openvino_session import OpenVINOSession
+
+    return OpenVINOSession(
+        Path(request.directory),
+        precision=request.precision,
+        threads=request.threads,
+        device=request.device,
+        last_token_only=True,
+    )
+
+
+def _time(request: Request) -> Reply:
+    from prune_export.benchmark.timing import time_session
+
+    session = _session(request)
+    session.load()
+    samples = time_session(session, request.workload, repeats=request.repeats)
+    return Reply(
+        load_s=session.load_s,
+        ttft_s=samples.ttft_s,
+        itl_s=samples.itl_s,
+        options=session.options,
+        versions=_versions(),
+    )
+
+
+def _memory(request: Request) -> Reply:
+    from prune_export.benchmark.memory import watch_memory
+    from prune_export.benchmark.timing import generate, synthetic_prompt
+
+    session = _session(request)
+    with watch_memory() as watch:
+        session.load()
+        generate(session, synthetic_prompt(request.workload, session.vocab_size), request.workload.new_tokens)
+    return Reply(before_bytes=watch.before_bytes, peak_bytes=watch.peak_bytes, versions=_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Block costs of one model's dimensions on one device: what a plan's latency is predicted from."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
+
+from prune_export.errors import BadInputError
+
+Phase = Literal["prefill", "decode"]
+
+
+class Layer(Protocol):
+    """A decoder layer; zero means that the sub-block is gone."""
+
+    @property
+    def kv_heads(self) -> int: ...
+
+    @property
+    def mlp_width(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Cost of one block against its size.
+
+    Attributes:
+        sizes: KV heads or MLP channels, ascending, above zero.
+        seconds: cost of one block of each size.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.seconds):
+            raise ValueError(
+                f"{len(self.sizes)} sizes with {len(self.seconds)} costs: one cost for each size is needed"
+            )
+        if self.sizes[0] <= 0 or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(f"sizes must be ascending, without repeats and above zero, got {list(self.sizes)}")
+        if min(self.seconds) < 0:
+            raise ValueError(f"costs must not be negative, got {min(self.seconds)}")
+
+    def at(self, size: int) -> float:
+        """Seconds of one block: 0 for size 0, else linear between the points.
+
+        Below the first point the first segment is continued (not below zero): a small block still costs its
+        overhead.
+
+        Raises:
+            BadInputError: `size` is above the last point.
+        """
+        if size == 0:
+            return 0.0
+        if size < 0 or size > self.sizes[-1]:
+            raise BadInputError(
+                f"the latency table covers sizes up to {self.sizes[-1]}, asked for {size}: measure a table for this model"
+            )
+        if len(self.sizes) == 1:
+            return self.seconds[0]
+        right = max(1, bisect.bisect_left(self.sizes, size))
+        low, high = self.sizes[right - 1], self.sizes[right]
+        weight = (size - low) / (high - low)
+        return max(0.0, self.seconds[right - 1] * (1 - weight) + self.seconds[right] * weight)
+
+
+@dataclass(frozen=True)
+class PhaseCosts:
+    """Costs of one phase in one precision.
+
+    Attributes:
+        phase: "prefill" (the whole prompt) or "decode" (one token).
+        precision: weight precision.
+        fixed_s: embedding, final norm, LM head, sampling.
+        attention: cost of one attention against its KV heads.
+        mlp: cost of one MLP against its width.
+        error: mean relative error on the stacks that it was fitted to; 0 for an estimate.
+    """
+
+    phase: Phase
+    precision: str
+    fixed_s: float
+    attention: CostCurve
+    mlp: CostCurve
+    error: float = 0.0
+
+    def seconds(self, layers: Iterable[Layer]) -> float:
+        """Fixed cost plus the sum over the blocks."""
+        blocks = sum(self.attention.at(layer.kv_heads) + self.mlp.at(layer.mlp_width) for layer in layers)
+        return self.fixed_s + blocks
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """The model dimensions and the workload that a table holds for.
+
+    Attributes:
+        hidden_size: D.
+        head_dim: d.
+        heads_per_group: query heads per KV head, H / K.
+        vocab_size: V.
+        batch: B.
+        prompt_tokens: T of the prefill.
+        new_tokens: tokens generated.
+    """
+
+    hidden_size: int
+    head_dim: int
+    heads_per_group: int
+    vocab_size: int
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicts the latency of every pruned form of one model.
+
+    Attributes:
+        key: what it holds for.
+        source: "measured" or "roofline".
+        costs: one entry for each phase and precision.
+    """
+
+    key: TableKey
+    source: Literal["measured", "roofline"]
+    costs: tuple[PhaseCosts, ...]
+
+    def check(self, key: TableKey) -> None:
+        """Refuses a model or a workload that the table does not hold for.
+
+        Raises:
+            BadInputError: some dimension differs; all of them are named.
+        """
+        different = [
+            f"{field.name} {getattr(self.key, field.name)} (here {getattr(key, field.name)})"
+            for field in fields(TableKey)
+            if getattr(self.key, field.name) != getattr(key, field.name)
+        ]
+        if different:
+            raise BadInputError(f"the latency table was made for {', '.join(different)}: measure one for this model")
+
+    def phase(self, phase: Phase, precision: str) -> PhaseCosts:
+        """The costs of one phase in one precision.
+
+        Raises:
+            BadInputError: the table lacks them.
+        """
+        for costs in self.costs:
+            if costs.phase == phase and costs.precision == precision:
+                return costs
+        known = ", ".join(f"{costs.phase} {costs.precision}" for costs in self.costs)
+        raise BadInputError(f"the latency table has no {phase} costs in {precision}; it has {known}")
+
+    def predict(self, layers: Iterable[Layer], metric: str, *, precision: str) -> float:
+        """Seconds of a model with these layers.
+
+        Args:
+            layers: any `LayerShape`s; zero sizes cost nothing.
+            metric: "prefill" or "ttft"; "decode" or "tpot"; "total" = ttft + (new_tokens - 1) tpot.
+            precision: weight precision.
+
+        Raises:
+            BadInputError: unknown metric, precision not in the table, a block above the table's largest.
+        """
+        stack = tuple(layers)
+        if metric in ("prefill", "ttft"):
+            return self.phase("prefill", precision).seconds(stack)
+        if metric in ("decode", "tpot"):
+            return self.phase("decode", precision).seconds(stack)
+        if metric == "total":
+            later = (self.key.new_tokens - 1) * self.phase("decode", precision).seconds(stack)
+            return self.phase("prefill", precision).seconds(stack) + later
+        raise BadInputError(f'a latency table predicts ttft, tpot or total, not "{metric}"')
