@@ -17,14 +17,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prune_export.errors import BadInputError
+from prune_export.export.files import DETOKENIZER_XML, MODEL_XML, TOKENIZER_XML
 from prune_export.export.quiet import quiet
 from prune_export.progress import Progress
 from prune_export.prune.shapes import model_shape
 from prune_export.shape import ModelShape
-
-MODEL_XML = "openvino_model.xml"
-TOKENIZER_XML = "openvino_tokenizer.xml"
-DETOKENIZER_XML = "openvino_detokenizer.xml"
 
 
 def export_openvino(

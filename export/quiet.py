@@ -47,8 +47,8 @@ def _no_telemetry() -> Iterator[None]:
     if importlib.util.find_spec("openvino_telemetry") is None:
         yield
         return
-    from openvino_telemetry import Telemetry
-    from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+    from openvino_telemetry import Telemetry  # type: ignore[import-untyped]
+    from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker  # type: ignore[import-untyped]
 
     def declined(*_: Any, **__: Any) -> Any:
         return ConsentCheckResult.DECLINED

@@ -1,0 +1,249 @@
+"""The gate before publishing: the exported IR computes what the torch model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from prune_export.errors import ParityError
+from prune_export.export.runner import IrRunner
+from prune_export.manifest import ParityRecord
+from prune_export.prune.shapes import model_shape
+
+# fp32 keeps 24 bits: about 6e-8 of a value's size for each operation.  The two runtimes sum the same products in
+# another order, over a few hundred operations in sequence, which gives 1e-6 to 2e-5 on logits of ordinary size (1 to
+# 30): below this limit, while one wrong weight, position or mask bit is orders above it.
+TOLERANCE = 1e-4
+# Logits beyond this size get the same limit relative to their size, since fp32's rounding grows with them.
+_ORDINARY_LOGIT = 30.0
+# Longest sequence that is run: the checks stay within seconds for models of a few billion parameters.  Rotary positions
+# up to the context's last are reached with short sequences that begin there.
+_LONGEST = 256
+_SEED = 20250119
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A sequence fed in chunks: the first fills the cache, each later one meets what came before.
+
+    Attributes:
+        name: for messages and the manifest.
+        padding: padding tokens on the left of each sequence of the batch.
+        chunks: tokens of each chunk.
+        first_position: position of the first token.
+    """
+
+    name: str
+    padding: tuple[int, ...]
+    chunks: tuple[int, ...]
+    first_position: int = 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Inputs of one call: ids [B, T], mask [B, past + T], positions [B, T]."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+def check_parity(model: PreTrainedModel, directory: Path) -> tuple[dict[str, float], float]:
+    """Compares fp32 logits of an exported IR with torch's, or raises.
+
+    Prefill and decoding, one and three sequences, left padding, an empty and a filled cache, one and several tokens
+    onto a filled cache, a sequence as long as the context (256 tokens at most) and the context's last positions.
+    The IR runs with inference and cache in fp32 and dynamic quantization off.
+
+    Args:
+        model: the fp32 model that was exported.
+        directory: what `export_openvino` wrote.
+
+    Returns:
+        The largest absolute logit error of each check (divided by |logit| / 30 where the largest logit is above 30),
+        and the limit on it.
+
+    Raises:
+        ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
+    """
+    shape = model_shape(model.config)
+    runner = IrRunner(directory, precision="fp32", threads=torch.get_num_threads())
+    errors = {}
+    for check in _checks(shape.context):
+        runner.reset()
+        reference = _Torch(model)
+        errors[check.name] = 0.0
+        for step in _steps(check, shape.vocab_size):
+            ours = runner.step(step.ids, step.mask, step.positions)
+            theirs = reference.step(step)
+            error = _error(check.name, ours, theirs, step.mask[:, -step.ids.shape[1] :] == 1)
+            errors[check.name] = max(errors[check.name], error)
+        if not errors[check.name] <= TOLERANCE:
+            raise ParityError(
+                f'parity check "{check.name}": largest logit error {errors[check.name]:.2g} is over the limit '
+                f"{TOLERANCE:.0e}: the exported model computes something else than the torch model; export again, and "
+                "check the processor and the OpenVINO version if it stays"
+            )
+    return errors, TOLERANCE
+
+
+def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray[Any], *, new_tokens: int) -> list[int]:
+    """Torch's greedy continuation of one prompt; end-of-text tokens do not end it.
+
+    Args:
+        model: the model that was exported.
+        prompt_ids: [T].
+        new_tokens: tokens to generate.
+    """
+    return _greedy(_Torch(model).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
+
+
+def ir_greedy_agreement(
+    directory: Path, prompt_ids: Sequence[int] | NDArray[Any], expected: Sequence[int], *, precision: str
+) -> float:
+    """Share of `expected` that an exported IR generates too before its first different token.
+
+    Args:
+        directory: holds the IR.
+        prompt_ids: [T].
+        expected: torch's greedy continuation of that prompt.
+        precision: as delivered: "fp32" runs in fp32 throughout, the others with the runtime's defaults.
+    """
+    runner = IrRunner(directory, precision=precision, threads=torch.get_num_threads())
+    tokens = _greedy(
+        lambda step: runner.step(step.ids, step.mask, step.positions),
+        np.asarray(prompt_ids, dtype=np.int64),
+        len(expected),
+    )
+    differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
+    return (differing[0] if differing else len(tokens)) / max(1, len(tokens))
+
+
+def greedy_agreement(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    precision: str,
+    prompt_ids: Sequence[int] | NDArray[Any],
+    new_tokens: int = 128,
+) -> float:
+    """Share of torch's greedy tokens that the IR generates too before the first difference, in the delivered precision.
+
+    Args:
+        model: the model that was exported.
+        directory: holds the IR.
+        precision: as for `ir_greedy_agreement`.
+        prompt_ids: [T].
+        new_tokens: tokens to generate; fewer where the context ends.
+    """
+    room = model_shape(model.config).context - len(prompt_ids)
+    expected = greedy_tokens_of(model, prompt_ids, new_tokens=max(0, min(new_tokens, room)))
+    return ir_greedy_agreement(directory, prompt_ids, expected, precision=precision)
+
+
+def parity_record(
+    errors: dict[str, float], tolerance: float, *, greedy_tokens: int, greedy_agreement: float
+) -> ParityRecord:
+    """What the gate found, for the manifest."""
+    return ParityRecord(
+        max_logit_error=max(errors.values()),
+        tolerance=tolerance,
+        checks=errors,
+        greedy_tokens=greedy_tokens,
+        greedy_agreement=greedy_agreement,
+    )
+
+
+class _Torch:
+    """The reference: the model's own forward with its own cache, from an empty one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._cache: Any = None
+
+    def step(self, step: _Step) -> NDArray[np.float32]:
+        """Logits [B, T, V]."""
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=torch.from_numpy(step.ids),
+                attention_mask=torch.from_numpy(step.mask),
+                position_ids=torch.from_numpy(step.positions),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        self._cache = output.past_key_values
+        logits: NDArray[np.float32] = output.logits.float().numpy()
+        return logits
+
+
+def _checks(context: int) -> Iterator[_Check]:
+    one, three = (0,), (0, 3, 7)
+    yield _Check("prefill, batch 1", one, _within(context, 17))
+    yield _Check("prefill, batch 3, left padding", three, _within(context, 17))
+    yield _Check("decode, batch 1", one, _within(context, 9, 1, 1, 1))
+    yield _Check("decode, batch 3, left padding", three, _within(context, 9, 1, 1, 1))
+    yield _Check("several tokens onto a cache, batch 1", one, _within(context, 9, 6))
+    yield _Check("several tokens onto a cache, batch 3, left padding", three, _within(context, 9, 6))
+    yield _Check(f"long prompt, {min(context, _LONGEST)} tokens", one, _within(context, _LONGEST - 1, 1))
+    if context > _LONGEST:
+        yield _Check(f"last positions, up to {context - 1}", one, (7, 1), first_position=context - 8)
+
+
+def _within(context: int, *chunks: int) -> tuple[int, ...]:
+    """The chunks, the first one shortened so that all fit the context."""
+    first = min(chunks[0], context - sum(chunks[1:]))
+    return (max(1, first), *chunks[1:])
+
+
+def _steps(check: _Check, vocab_size: int) -> Iterator[_Step]:
+    random = np.random.default_rng(_SEED)
+    length = sum(check.chunks)
+    ids = random.integers(0, vocab_size, (len(check.padding), length), dtype=np.int64)
+    # A short context leaves less room for padding: one real token at least.
+    padding = np.minimum(np.array(check.padding), check.chunks[0] - 1)
+    mask = (np.arange(length)[None, :] >= padding[:, None]).astype(np.int64)
+    # As the runtimes' own pipelines number them: real tokens from the first position on, padding anything valid.
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0) + check.first_position
+    begin = 0
+    for chunk in check.chunks:
+        end = begin + chunk
+        yield _Step(*map(np.ascontiguousarray, (ids[:, begin:end], mask[:, :end], positions[:, begin:end])))
+        begin = end
+
+
+def _error(name: str, ours: NDArray[np.float32], theirs: NDArray[np.float32], real: NDArray[np.bool_]) -> float:
+    """Largest error over the tokens that are no padding.  Counts, then finiteness, then values."""
+    if ours.shape != theirs.shape:
+        raise ParityError(
+            f'parity check "{name}": the exported model gives logits of shape {list(ours.shape)}, torch '
+            f"{list(theirs.shape)}: export again"
+        )
+    ours, theirs = ours[real], theirs[real]
+    for who, values in (("torch model", theirs), ("exported model", ours)):
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise ParityError(
+                f'parity check "{name}": {count} of {values.size} logits of the {who} are not finite, none may be: '
+                "check the model's weights"
+            )
+    scale = max(1.0, float(np.abs(theirs).max()) / _ORDINARY_LOGIT)
+    return float(np.abs(ours - theirs).max()) / scale
+
+
+def _greedy(step: Any, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
+    tokens: list[int] = []
+    ids, past = prompt[None, :], 0
+    while len(tokens) < new_tokens:
+        length = past + ids.shape[1]
+        positions = np.arange(past, length, dtype=np.int64)[None, :]
+        logits = step(_Step(ids, np.ones((1, length), dtype=np.int64), positions))
+        tokens.append(int(logits[0, -1].argmax()))
+        ids, past = np.array([[tokens[-1]]], dtype=np.int64), length
+    return tokens

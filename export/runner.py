@@ -1,0 +1,64 @@
+"""The least that runs an exported IR for a check: feed tokens, mask and positions, read logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from prune_export.export.files import MODEL_XML
+
+# Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
+# activations.
+FP32_PROPERTIES: dict[str, str | int] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
+
+
+class IrRunner:
+    """A compiled stateful IR on the CPU, its KV cache inside.
+
+    Args:
+        directory: holds openvino_model.xml.
+        precision: "fp32" computes in fp32 throughout; for any other the runtime's defaults apply.
+        threads: threads of the runtime; 0 leaves the choice to it.
+    """
+
+    def __init__(self, directory: Path, *, precision: str, threads: int = 0) -> None:
+        properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
+        properties |= FP32_PROPERTIES if precision == "fp32" else {}
+        properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)
+        self._names = {name for port in compiled.inputs for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        self._request.reset_state()
+
+    def step(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Appends tokens to the cache and gives their logits.
+
+        Args:
+            ids: [B, T].
+            mask: [B, past + T], 0 where a token is padding.
+            positions: [B, T].
+
+        Returns:
+            [B, T, V], a copy.
+        """
+        values = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "beam_idx": np.arange(len(ids), dtype=np.int32),
+        }
+        self._request.infer({name: value for name, value in values.items() if name in self._names})
+        logits: NDArray[np.float32] = np.array(self._request.get_tensor("logits").data)
+        return logits
