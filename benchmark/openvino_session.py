@@ -43,6 +43,7 @@ class OpenVINOSession:
         self._present: frozenset[str] = frozenset()
         self._past = 0
         self._batch = 0
+        self._capacity = 0
         self._vocab_size = 0
         self._load_s = 0.0
         self._options: dict[str, str] = {}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def time_session(session: Session, workload: Workload, *, repeats: int | None) -
             if wanted is None:
                 wanted = _repeats(marks[-1] - marks[0], workload.repeats)
             ttft.append(marks[1] - marks[0])
-            itl += [later - earlier for earlier, later in zip(marks[1:], marks[2:], strict=False)]
+            itl += [later - earlier for earlier, later in pairwise(marks[1:])]
     return Samples(tuple(ttft), tuple(itl))
 
 

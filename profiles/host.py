@@ -162,9 +162,8 @@ def _cpuinfo(path: Path) -> list[dict[str, str]]:
 def _cores(info: list[dict[str, str]], root: Path) -> int:
     allowed = _affinity()
     mine = [block for block in info if allowed is None or int(block["processor"]) in allowed]
-    physical = {
-        (block["physical id"], block["core id"]) for block in mine if "core id" in block and "physical id" in block
-    }
+    named = [block for block in mine if "core id" in block and "physical id" in block]
+    physical = {(block["physical id"], block["core id"]) for block in named}
     count = len(physical) or (len(allowed) if allowed is not None else os.cpu_count() or 1)
     return max(1, min([count, *(int(limit) for limit in _cpu_limits(root))]))
 
@@ -186,10 +185,8 @@ def _cpu_limits(root: Path) -> list[float]:
 
 
 def _memory(root: Path) -> int:
-    sizes = []
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            sizes.append(int(line.split()[1]) * 1024)
+    lines = _text(root / "proc/meminfo").splitlines()
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
     if not sizes and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for folder in _cgroups(root, "memory"):

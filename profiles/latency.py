@@ -57,7 +57,7 @@ class CostCurve:
             return 0.0
         if size < 0 or size > self.sizes[-1]:
             raise BadInputError(
-                f"the latency table covers sizes up to {self.sizes[-1]}, asked for {size}: measure a table for this model"
+                f"the latency table ends at size {self.sizes[-1]}, asked for {size}: measure one for this model"
             )
         if len(self.sizes) == 1:
             return self.seconds[0]

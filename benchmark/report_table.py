@@ -1,0 +1,121 @@
+"""Measurements as a table, as JSON and as CSV.
+
+Field names are those of vLLM and optimum-benchmark, seconds throughout:
+
+- `ttft`: time to first token, one sample a repeat; OpenVINO llm_bench's `first_latency` (there in ms).
+- `itl`: every inter-token latency; its mean is llm_bench's `second_avg_latency` (there in ms).
+- `tpot`: time per output token. Same samples as `itl`: its percentiles are over tokens, which is what a target limits.
+  (vLLM averages each request first; only the mean is then the same.)
+- `e2e`: the whole request, one sample a repeat.
+
+Each has `mean`, `p50`, `p90`, `p99` and `stdev` (of the sample, n - 1).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prune_export.manifest import Measurement
+from prune_export.records import to_json
+from prune_export.units import format_bytes, format_duration
+
+METRICS = {"ttft": "ttft", "tpot": "tpot", "itl": "tpot", "e2e": "total"}
+STATISTICS = ("mean", "p50", "p90", "p99", "stdev")
+# itl repeats tpot's figures: on the screen once is enough.
+_SHOWN = ("ttft", "tpot", "e2e")
+
+
+def summary(measurement: Measurement) -> dict[str, dict[str, float]]:
+    """Seconds by metric (`ttft`, `tpot`, `itl`, `e2e`) and statistic (`mean`, `p50`, `p90`, `p99`, `stdev`)."""
+    return {name: _statistics(measurement, metric) for name, metric in METRICS.items()}
+
+
+def text_table(measurements: Sequence[Measurement]) -> str:
+    """One block of rows for each measurement, then what was run and where."""
+    rows = [["artifact", "precision", "metric", *STATISTICS]]
+    for item in measurements:
+        figures = summary(item)
+        for index, name in enumerate(_SHOWN):
+            label = [_label(item), item.precision] if index == 0 else ["", ""]
+            rows.append([*label, name, *(format_duration(figures[name][key]) for key in STATISTICS)])
+    lines = _align(rows)
+    lines += [_footprint(item) for item in measurements]
+    lines += sorted({_conditions(item) for item in measurements})
+    return "\n".join(lines)
+
+
+def json_data(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Plain data: the raw measurement and its summary in seconds."""
+    return [{"summary_s": summary(item), "measurement": to_json(item)} for item in measurements]
+
+
+def csv_text(measurements: Sequence[Measurement]) -> str:
+    """One line a measurement; columns such as `tpot_p90_s`."""
+    figures = [(name, key) for name in METRICS for key in STATISTICS]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            *("artifact", "precision", "profile", "processor", "threads", "batch", "prompt_tokens", "new_tokens"),
+            *(f"{name}_{key}_s" for name, key in figures),
+            *("load_s", "weights_bytes", "peak_rss_bytes", "rss_rise_bytes"),
+        ]
+    )
+    for item in measurements:
+        values = summary(item)
+        work = item.workload
+        writer.writerow(
+            [
+                *(item.artifact, item.precision, item.profile, item.host["processor"], item.threads),
+                *(work.batch, work.prompt_tokens, work.new_tokens),
+                *(f"{values[name][key]:.9g}" for name, key in figures),
+                *(f"{statistics.median(item.load_s):.9g}", item.weights_bytes),
+                *(item.peak_rss_bytes, item.rss_rise_bytes),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def _statistics(measurement: Measurement, metric: str) -> dict[str, float]:
+    samples = measurement.samples(metric)
+    spread = statistics.stdev(samples) if len(samples) > 1 else 0.0
+    percentiles = {name: measurement.percentile(metric, name) for name in ("p50", "p90", "p99")}
+    return {"mean": statistics.fmean(samples), **percentiles, "stdev": spread}
+
+
+def _label(item: Measurement) -> str:
+    return Path(item.artifact).name or item.artifact
+
+
+def _footprint(item: Measurement) -> str:
+    memory = (
+        f"peak memory {format_bytes(item.peak_rss_bytes)} ({format_bytes(item.rss_rise_bytes)} of it from loading on)"
+        if item.peak_rss_bytes
+        else "memory not sampled"
+    )
+    load = format_duration(statistics.median(item.load_s))
+    return f"{_label(item)} {item.precision}: weights {format_bytes(item.weights_bytes)}, {memory}, loads in {load}"
+
+
+def _conditions(item: Measurement) -> str:
+    return (
+        f"{item.workload}, {item.threads} thread{'s' if item.threads != 1 else ''}, {item.runtime} "
+        f"{item.versions.get(item.runtime, '')}, {item.host['processor']} ({item.host['cores']} cores), "
+        f"profile {item.profile}, {len(item.load_s)} processes of {item.workload.repeats} repeats"
+    )
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,127 @@
+"""`prune-export benchmark DIR [--compare DIR2]`: measures, compares, renders. Prints nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prune_export.benchmark.artifact import context_length, find_ir, weight_precision
+from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
+from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.report_table import csv_text, json_data, text_table
+from prune_export.manifest import MANIFEST, Manifest, Measurement
+from prune_export.profiles import DeviceProfile, host_fingerprint, mismatch
+from prune_export.progress import Progress
+from prune_export.target import Workload
+
+_COMPARED = (("ttft", "p50"), ("tpot", "p50"), ("tpot", "p90"), ("total", "p50"))
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What was measured.
+
+    Attributes:
+        measurements: of the artifact, and of the one that it was compared with.
+        ratios: "tpot p50", ... to the artifact's latency divided by the other's; empty without a comparison.
+        notes: what the reader must know: a shortened prompt, a drifting machine, a host that is not the profile's.
+    """
+
+    measurements: tuple[Measurement, ...]
+    ratios: dict[str, PairedRatio] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def run_benchmark(
+    directory: Path,
+    *,
+    profile: DeviceProfile,
+    workload: Workload,
+    compare: Path | None = None,
+    precision: str = "",
+    threads: int = 0,
+    rounds: int = 3,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Measures an artifact, in turns with another one if `compare` is given.
+
+    Args:
+        directory: an artifact, or a folder with openvino_model.xml.
+        profile: names the runtime and device.
+        workload: what to run; shortened to the models' context.
+        compare: the other artifact.
+        precision: weight precision; by default that of the manifest, or else of the IR's constants.
+        threads: 0 takes the profile's.
+        rounds: fresh processes for each artifact.
+        progress: is told the share done.
+
+    Raises:
+        BadInputError, PruneExportError: as `measure.measure`.
+    """
+    directories = [directory] if compare is None else [directory, compare]
+    subjects = [Subject(item, precision or artifact_precision(item)) for item in directories]
+    fitted, notes = _fit(workload, directories)
+    if reason := mismatch(profile, host_fingerprint()):
+        notes.append(f"measured on this host, which is not the device: {reason}")
+    measured = measure_together(
+        subjects, profile=profile, workload=fitted, rounds=rounds, threads=threads, progress=progress
+    )
+    if warning := drift_warning(measured[-1], "tpot"):
+        notes.append(warning)
+    ratios = {
+        f"{metric} {statistic}": paired_ratio(measured[0], measured[1], metric, statistic)
+        for metric, statistic in _COMPARED
+        if len(measured) == 2
+    }
+    return BenchmarkResult(tuple(measured), ratios, tuple(notes))
+
+
+def render_text(result: BenchmarkResult) -> str:
+    """The table for the screen."""
+    lines = [text_table(result.measurements)]
+    if result.ratios:
+        first, second = (Path(item.artifact).name for item in result.measurements)
+        lines.append(f"{first} / {second}, paired by round; below 1 {first} is faster:")
+        lines += [f"  {name}: {ratio}" for name, ratio in result.ratios.items()]
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def render_json(result: BenchmarkResult) -> dict[str, Any]:
+    """Everything as plain data, raw samples included."""
+    ratios = {
+        name: {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "per_round": list(ratio.per_round)}
+        for name, ratio in result.ratios.items()
+    }
+    return {"measurements": json_data(result.measurements), "ratios": ratios, "notes": list(result.notes)}
+
+
+def render_csv(result: BenchmarkResult) -> str:
+    """One line a measurement."""
+    return csv_text(result.measurements)
+
+
+def artifact_precision(directory: Path) -> str:
+    """Weight precision by the manifest of the artifact, or by the IR's constants where there is none.
+
+    Raises:
+        BadInputError: no IR, or a broken manifest.
+    """
+    ir = find_ir(directory)
+    for place in (directory, ir.parent.parent):
+        if (place / MANIFEST).is_file():
+            return Manifest.load(place).precision
+    return weight_precision(ir)
+
+
+def _fit(workload: Workload, directories: list[Path]) -> tuple[Workload, list[str]]:
+    contexts = [context_length(find_ir(item)) for item in directories]
+    known = [length for length in contexts if length is not None]
+    fitted = workload.fitted(min(known)) if known else workload
+    if fitted == workload:
+        return workload, []
+    return fitted, [
+        f"prompt shortened from {workload.prompt_tokens} to {fitted.prompt_tokens} tokens: "
+        f"prompt + new must fit the context of {min(known)}"
+    ]
