@@ -38,13 +38,14 @@ def summary(measurement: Measurement) -> dict[str, dict[str, float]]:
 def text_table(measurements: Sequence[Measurement]) -> str:
     """One block of rows for each measurement, then what was run and where."""
     rows = [["artifact", "precision", "metric", *STATISTICS]]
-    for item in measurements:
+    names = labels(measurements)
+    for item, shown in zip(measurements, names, strict=True):
         figures = summary(item)
         for index, name in enumerate(_SHOWN):
-            label = [_label(item), item.precision] if index == 0 else ["", ""]
+            label = [shown, item.precision] if index == 0 else ["", ""]
             rows.append([*label, name, *(format_duration(figures[name][key]) for key in STATISTICS)])
     lines = _align(rows)
-    lines += [_footprint(item) for item in measurements]
+    lines += [_footprint(item, shown) for item, shown in zip(measurements, names, strict=True)]
     lines += sorted({_conditions(item) for item in measurements})
     return "\n".join(lines)
 
@@ -88,18 +89,25 @@ def _statistics(measurement: Measurement, metric: str) -> dict[str, float]:
     return {"mean": statistics.fmean(samples), **percentiles, "stdev": spread}
 
 
-def _label(item: Measurement) -> str:
-    return Path(item.artifact).name or item.artifact
+def labels(measurements: Sequence[Measurement]) -> list[str]:
+    """The shortest ends of the artifacts' paths that tell them apart; equal paths stay equal."""
+    parts = [Path(item.artifact).parts for item in measurements]
+    different = len(set(parts))
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        ends = [part[-length:] for part in parts]
+        if len(set(ends)) == different:
+            return [str(Path(*end)) for end in ends]
+    return [item.artifact for item in measurements]
 
 
-def _footprint(item: Measurement) -> str:
+def _footprint(item: Measurement, label: str) -> str:
     memory = (
         f"peak memory {format_bytes(item.peak_rss_bytes)} ({format_bytes(item.rss_rise_bytes)} of it from loading on)"
         if item.peak_rss_bytes
         else "memory not sampled"
     )
     load = format_duration(statistics.median(item.load_s))
-    return f"{_label(item)} {item.precision}: weights {format_bytes(item.weights_bytes)}, {memory}, loads in {load}"
+    return f"{label} {item.precision}: weights {format_bytes(item.weights_bytes)}, {memory}, loads in {load}"
 
 
 def _conditions(item: Measurement) -> str:

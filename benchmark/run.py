@@ -9,7 +9,7 @@ from typing import Any
 from prune_export.benchmark.artifact import context_length, find_ir, weight_precision
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
 from prune_export.benchmark.measure import Subject, measure_together
-from prune_export.benchmark.report_table import csv_text, json_data, text_table
+from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.profiles import DeviceProfile, host_fingerprint, mismatch
 from prune_export.progress import Progress
@@ -81,7 +81,7 @@ def render_text(result: BenchmarkResult) -> str:
     """The table for the screen."""
     lines = [text_table(result.measurements)]
     if result.ratios:
-        first, second = (Path(item.artifact).name for item in result.measurements)
+        first, second = labels(result.measurements)
         lines.append(f"{first} / {second}, paired by round; below 1 {first} is faster:")
         lines += [f"  {name}: {ratio}" for name, ratio in result.ratios.items()]
     lines += [f"note: {note}" for note in result.notes]
