@@ -48,8 +48,8 @@ def _check_plan(shape: ModelShape, plan: PrunePlan) -> None:
     if shape != plan.dense:
         raise BadInputError(
             f"the plan was made for another model ({plan.source}: {plan.dense.family}, "
-            f"{len(plan.dense.layers)} layers, {plan.dense.parameters()} parameters); this one is {shape.family} with {len(shape.layers)} layers and "
-            f"{shape.parameters()} parameters"
+            f"{len(plan.dense.layers)} layers, {plan.dense.parameters()} parameters); "
+            f"this one is {shape.family} with {len(shape.layers)} layers and {shape.parameters()} parameters"
         )
     if not plan.target.attention_layers:
         raise BadInputError("the plan removes every attention: keep at least one KV group of one layer")

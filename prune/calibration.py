@@ -1,0 +1,97 @@
+"""The calibration tokens and how many of them a search should take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_export.shape import ModelShape
+
+_LENGTH = 512
+_MIN_TOKENS = 512
+_MAX_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """What the search scores candidates on.
+
+    Attributes:
+        tokens: [N, T], N sequences of T tokens.
+        digest: sha256 of `tokens`.
+        description: where they come from, in words.
+    """
+
+    tokens: NDArray[np.int64]
+    digest: str
+    description: str
+
+
+@dataclass(frozen=True)
+class CalibrationSize:
+    """N windows of `length` tokens."""
+
+    windows: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """All tokens together."""
+        return self.windows * self.length
+
+
+def default_size(
+    shape: ModelShape,
+    *,
+    flops: float = 5e13,
+    ratio: float = 0.25,
+    distribution: tuple[float, float, float] = (44, 52, 4),
+    mlp_group: int | None = None,
+) -> CalibrationSize:
+    """Calibration size with which a search costs about `flops`, between 512 and 16384 tokens.
+
+    A function of its arguments alone, so that the same call gives the same tokens everywhere.
+
+    Args:
+        shape: the dense model.
+        flops: floating-point operations that the whole search may take.
+        ratio: removed share of parameters that is expected.
+        distribution: shares of blocks, MLP channels and KV groups in what is removed.
+        mlp_group: channels a step of the MLP stage; a twelfth of the width unless told.
+    """
+    wanted = flops / search_flops(shape, ratio=ratio, distribution=distribution, mlp_group=mlp_group)
+    tokens = int(min(_MAX_TOKENS, max(_MIN_TOKENS, wanted)))
+    length = min(_LENGTH, shape.context, tokens)
+    return CalibrationSize(windows=max(1, tokens // length), length=length)
+
+
+def search_flops(
+    shape: ModelShape,
+    *,
+    ratio: float,
+    distribution: tuple[float, float, float] = (44, 52, 4),
+    mlp_group: int | None = None,
+) -> float:
+    """Floating-point operations that MultiPruner's search takes for each calibration token, roughly.
+
+    A step of a stage evaluates every remaining candidate, each on half the layers on average and on the LM head; the
+    number of steps is the stage's share of the removed parameters over the size of one step.
+    """
+    live = [layer for layer in shape.layers if layer.kv_heads and layer.mlp_width]
+    if not live:
+        return 2.0 * shape.vocab_size * shape.hidden_size
+    sample = live[len(live) // 2]
+    attention = shape.attention_parameters(sample.kv_heads, sample.query_heads)
+    mlp = shape.mlp_parameters(sample.mlp_width)
+    group = mlp_group or max(1, sample.mlp_width // 12)
+    removed = [ratio * shape.parameters() * part / sum(distribution) for part in distribution]
+    sizes = ((attention + mlp) / 2, mlp * group / sample.mlp_width, attention / sample.kv_heads)
+    candidates = (2 * len(shape.layers), len(shape.layers), len(shape.layers))
+    evaluations = sum(
+        count * max(1.0, share / size) for share, size, count in zip(removed, sizes, candidates, strict=True) if share
+    )
+    head = shape.vocab_size * shape.hidden_size
+    layers = len(shape.layers) * (attention + mlp)
+    return evaluations * 2.0 * (layers / 2 + head)

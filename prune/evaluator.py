@@ -1,0 +1,183 @@
+"""Calibration perplexity of pruned variants of a model, without building them.
+
+Sub-blocks are numbered along the residual stream: 2 i is the attention of layer i, 2 i + 1 its MLP.  The state
+(residual stream) at the input of every sub-block is cached, so a variant that differs from the current structure in one
+sub-block only runs from there on.  Widths are views of weights in importance order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from prune_export.errors import BadInputError
+from prune_export.prune.candidates import Change, Structure, apply_change
+from prune_export.prune.decoder import Decoder
+from prune_export.prune.reorder import LayerOrder, importance_orders
+
+_BATCH_TOKENS = 2048
+_HEAD_BYTES = 64 << 20
+
+
+class Evaluator:
+    """Scores structures of one model on fixed tokens.
+
+    Args:
+        model: a dense (or already pruned) model of a supported family, in evaluation mode; it is not changed, but its
+            layers are copied once in importance order.
+        tokens: [N, T] token ids.
+        orders: importance orders; MultiPruner's unless told.
+        cache_bytes: memory for cached states; when all 2 L + 1 of them do not fit, every m-th is kept and the ones
+            between are recomputed.
+
+    Attributes:
+        block_evaluations: sub-blocks run over all tokens so far.
+        plain_evaluations: sub-blocks that full runs of the same candidates would have taken.
+
+    Raises:
+        BadInputError: tokens out of range or too short, or activations that are not finite (names the layer).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: NDArray[Any] | torch.Tensor,
+        *,
+        orders: tuple[LayerOrder, ...] | None = None,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        self.orders = importance_orders(model) if orders is None else orders
+        self._decoder = Decoder(model, self.orders)
+        self.shape = self._decoder.shape
+        self._tokens = _checked(torch.as_tensor(tokens), self.shape.vocab_size, self.shape.context)
+        self.structure: Structure = self.shape.layers
+        self._blocks = 2 * len(self.structure)
+        self._stride = self._choose_stride(cache_bytes)
+        self._states: dict[int, torch.Tensor] = {}
+        self._rolling: tuple[int, torch.Tensor] | None = None
+        self.block_evaluations = 0
+        self.plain_evaluations = 0
+
+    @torch.inference_mode()
+    def log_perplexity(self, change: Change | None = None) -> float:
+        """Mean over sequences of the mean token NLL, of the current structure or with one change to it.
+
+        Its exponential is the calibration perplexity.  A change that makes activations overflow scores infinity.
+        """
+        structure = self.structure if change is None else apply_change(self.structure, change, self.shape)
+        start = 0 if change is None else change.block
+        if change is None and self._states:
+            start = max(self._states)
+        state = self._state(start)
+        total = 0.0
+        for rows in self._batches():
+            hidden = state[rows]
+            for block in range(start, self._blocks):
+                hidden = self._decoder.run_block(hidden, block, structure)
+            total += float(self._sequence_nll(hidden, self._tokens[rows]).sum())
+        self.block_evaluations += sum(_live(structure, block) for block in range(start, self._blocks))
+        self.plain_evaluations += sum(_live(structure, block) for block in range(self._blocks))
+        mean = total / len(self._tokens)
+        return mean if math.isfinite(mean) else math.inf
+
+    def perplexity(self, change: Change | None = None) -> float:
+        """exp of `log_perplexity`."""
+        return exp_or_inf(self.log_perplexity(change))
+
+    def move_to(self, structure: Structure) -> None:
+        """Makes `structure` the current one; cached states after the first difference are dropped."""
+        changed = [block for block in range(self._blocks) if _size(structure, block) != _size(self.structure, block)]
+        self.structure = structure
+        if not changed:
+            return
+        first = changed[0]
+        self._states = {block: state for block, state in self._states.items() if block <= first}
+        if self._rolling is not None and self._rolling[0] > first:
+            self._rolling = None
+
+    def _state(self, block: int) -> torch.Tensor:
+        """Residual stream [N, T, D] at the input of a sub-block of the current structure."""
+        known = max((index for index in self._states if index <= block), default=-1)
+        state = self._states.get(known)
+        if self._rolling is not None and known < self._rolling[0] <= block:
+            known, state = self._rolling
+        if state is None:
+            known, state = 0, self._decoder.embed(self._tokens)
+            self._states[0] = state
+        for index in range(known, block):
+            state = self._advance(state, index)
+            if (index + 1) % self._stride == 0:
+                self._states[index + 1] = state
+        if block not in self._states:
+            self._rolling = (block, state)
+        return state
+
+    def _advance(self, state: torch.Tensor, block: int) -> torch.Tensor:
+        if not _live(self.structure, block):
+            return state
+        result = torch.empty_like(state)
+        for rows in self._batches():
+            result[rows] = self._decoder.run_block(state[rows], block, self.structure)
+        self.block_evaluations += 1
+        if not bool(torch.isfinite(result.sum(dtype=torch.float64))):
+            part = "MLP" if block % 2 else "attention"
+            raise BadInputError(
+                f"layer {block // 2}: its {part} gives activations that are not finite on the calibration text: "
+                "the weights are damaged or do not fit the configuration"
+            )
+        return result
+
+    def _sequence_nll(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Mean NLL [B] of tokens [B, T] given the last residual stream [B, T, D]; logits never exist all at once."""
+        rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        targets = tokens[:, 1:].reshape(-1)
+        step = max(1, _HEAD_BYTES // (4 * self.shape.vocab_size))
+        losses = [
+            F.cross_entropy(self._decoder.logits(rows[at : at + step]), targets[at : at + step], reduction="none")
+            for at in range(0, len(rows), step)
+        ]
+        return torch.cat(losses).view(len(tokens), -1).mean(1, dtype=torch.float64)
+
+    def _batches(self) -> list[slice]:
+        count, length = self._tokens.shape
+        step = max(1, _BATCH_TOKENS // length)
+        return [slice(at, min(at + step, count)) for at in range(0, count, step)]
+
+    def _choose_stride(self, cache_bytes: int) -> int:
+        state_bytes = self._tokens.numel() * self.shape.hidden_size * self._decoder.dtype.itemsize
+        # One state is in the making and one rolls along between the kept ones.
+        fit = max(1, cache_bytes // state_bytes - 2)
+        return max(1, math.ceil(self._blocks / fit))
+
+
+def exp_or_inf(value: float) -> float:
+    """exp without an overflow error."""
+    return math.exp(value) if value < 700.0 else math.inf
+
+
+def _size(structure: Structure, block: int) -> int:
+    layer = structure[block // 2]
+    return layer.mlp_width if block % 2 else layer.kv_heads
+
+
+def _live(structure: Structure, block: int) -> bool:
+    return _size(structure, block) > 0
+
+
+def _checked(tokens: torch.Tensor, vocab_size: int, context: int) -> torch.Tensor:
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or not 2 <= tokens.shape[1] <= context:
+        raise BadInputError(
+            f"calibration tokens have shape {list(tokens.shape)}: "
+            f"at least one sequence of 2 to {context} tokens is needed"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise BadInputError(
+            f"calibration tokens reach from {low} to {high}, the model knows 0 to {vocab_size - 1}: "
+            "tokenizer and model do not belong together"
+        )
+    return tokens.long()

@@ -1,0 +1,110 @@
+"""Scores of a search by structure, in memory and, if wanted, in a file that survives a kill.
+
+The file is JSON lines: a header, then one line for each evaluation.  A search that starts again reads them back and
+replays the same decisions without evaluating anything twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prune_export.errors import BadInputError
+from prune_export.prune.candidates import Structure
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class JournalFile:
+    """Where a journal is kept and what it belongs to.
+
+    Attributes:
+        path: created if missing.
+        source_digest: sha256 of the model.
+        calibration_digest: sha256 of the calibration tokens.
+    """
+
+    path: Path
+    source_digest: str
+    calibration_digest: str
+
+
+class Journal:
+    """Log perplexity of each structure evaluated so far.
+
+    Args:
+        file: or None for memory only.
+        settings: the search's settings; they must be the same when a file is used again.
+
+    Raises:
+        BadInputError: the file belongs to another search, is damaged or cannot be written.
+    """
+
+    def __init__(self, file: JournalFile | None, settings: dict[str, Any]) -> None:
+        self._scores: dict[str, float] = {}
+        self._path = None if file is None else file.path
+        if file is not None:
+            header = {
+                "journal": _FORMAT,
+                "source_digest": file.source_digest,
+                "calibration_digest": file.calibration_digest,
+                "settings": settings,
+            }
+            self._open(file.path, json.loads(json.dumps(header)))
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def get(self, structure: Structure) -> float | None:
+        """The structure's log perplexity, if it is known."""
+        return self._scores.get(_key(structure))
+
+    def put(self, structure: Structure, log_perplexity: float) -> None:
+        """Remembers a score and writes it out at once."""
+        self._scores[_key(structure)] = log_perplexity
+        if self._path is not None:
+            self._append({"structure": _key(structure), "log_perplexity": repr(log_perplexity)})
+
+    def _open(self, path: Path, header: dict[str, Any]) -> None:
+        text = ""
+        try:
+            if path.exists():
+                text = path.read_text(encoding="utf8")
+                # A kill in the middle of a write leaves a last line without its end.
+                text = text[: text.rfind("\n") + 1]
+                path.write_text(text, encoding="utf8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"journal {path} cannot be read: {error}") from None
+        if not text:
+            self._append(header)
+            return
+        try:
+            first, *rest = [json.loads(line) for line in text.splitlines()]
+            self._scores = {entry["structure"]: float(entry["log_perplexity"]) for entry in rest}
+        except (ValueError, TypeError, KeyError):
+            raise BadInputError(f"journal {path} is damaged: delete it to start the search anew") from None
+        self._check(path, first, header)
+
+    def _check(self, path: Path, found: Any, wanted: dict[str, Any]) -> None:
+        if found == wanted:
+            return
+        keys = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+        raise BadInputError(
+            f"journal {path} belongs to another search (different {', '.join(keys) or 'header'}): "
+            "delete it or name another file"
+        )
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        assert self._path is not None
+        try:
+            with self._path.open("a", encoding="utf8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise BadInputError(f"journal {self._path} cannot be written: {error.strerror}") from None
+
+
+def _key(structure: Structure) -> str:
+    return ";".join(f"{layer.kv_heads},{layer.mlp_width}" for layer in structure)
