@@ -69,9 +69,7 @@ def runtime_properties(
     options = precision_options(precision)
     has_bf16 = "BF16" in capabilities
     if options.compute == "bf16" and not has_bf16:
-        raise BadInputError(
-            f"precision bf16: this {device} computes {', '.join(sorted(capabilities))}: use fp32 or int8"
-        )
+        raise BadInputError(f"precision bf16: the {device} here has no bf16: use fp32 or int8")
     default = "bf16" if has_bf16 else "f32"
     properties: dict[str, str | int | bool] = {
         "PERFORMANCE_HINT": "LATENCY",

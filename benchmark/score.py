@@ -78,7 +78,7 @@ def score(session: Session, windows: Tokens, *, report: Callable[[int, int], Non
     session.reset()
     if not all(math.isfinite(value) for value in values):
         raise PruneExportError(
-            "the artifact returns logits that are not finite: its weights or its precision are broken"
+            "the artifact returns logits that are not finite: export it again, or in another precision"
         )
     return Score(tuple(values), length - 1)
 

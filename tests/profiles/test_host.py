@@ -41,7 +41,7 @@ def all_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_cpus")
-def test_a_made_up_machine_is_described(tmp_path: Path):
+def test_a_made_up_machine_is_described(tmp_path: Path) -> None:
     host = detect_host(machine(tmp_path, processors=8, siblings=2))
     assert (host.processor, host.vendor) == ("Test CPU", "GenuineIntel")
     assert host.isa == ("fma", "avx2")
@@ -49,7 +49,7 @@ def test_a_made_up_machine_is_described(tmp_path: Path):
     assert host.memory_bytes == 16384 * 1024
 
 
-def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "_affinity", lambda: {0, 1, 4})
     # CPUs 0 and 1 share core 0, CPU 4 is core 2.
     assert detect_host(machine(tmp_path, processors=8, siblings=2)).cores == 2
@@ -69,7 +69,7 @@ def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_control_groups_limit_cores_and_memory(
     tmp_path: Path, groups: str, files: dict[str, str], cores: int, memory: int
-):
+) -> None:
     root = machine(tmp_path, processors=8)
     (root / "proc/self/cgroup").write_text(groups)
     for name, text in files.items():
@@ -80,7 +80,7 @@ def test_control_groups_limit_cores_and_memory(
     assert (host.cores, host.memory_bytes) == (cores, memory)
 
 
-def test_without_proc_the_standard_library_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_proc_the_standard_library_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "_affinity", lambda: None)
     host = detect_host(tmp_path)
     assert host.cores == os.cpu_count()
@@ -88,7 +88,7 @@ def test_without_proc_the_standard_library_is_asked(tmp_path: Path, monkeypatch:
     assert host.isa == ()
 
 
-def test_arm_names_its_flags_differently(tmp_path: Path):
+def test_arm_names_its_flags_differently(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(
         "processor\t: 0\nFeatures\t: asimd bf16 i8mm crc32\nCPU implementer\t: 0x41\n"
@@ -97,7 +97,7 @@ def test_arm_names_its_flags_differently(tmp_path: Path):
     assert (host.vendor, host.isa) == ("0x41", ("asimd", "bf16", "i8mm"))
 
 
-def test_the_fingerprint_does_not_name_the_machine():
+def test_the_fingerprint_does_not_name_the_machine() -> None:
     fingerprint = host_fingerprint()
     assert list(fingerprint) == ["processor", "vendor", "isa", "cores", "memory", "os"]
     assert platform.node() not in fingerprint.values()
@@ -108,7 +108,7 @@ def test_the_fingerprint_does_not_name_the_machine():
     ("host", "fitting"),
     [(XEON, "cpu-xeon"), (OLDER, "cpu-xeon-avx512"), (EPYC, "cpu-epyc"), (SMALL, "cpu-edge")],
 )
-def test_each_machine_matches_its_profile_alone(host: Host, fitting: str):
+def test_each_machine_matches_its_profile_alone(host: Host, fitting: str) -> None:
     found = [profile.name for profile in built_in_profiles() if matches(profile, fingerprint_of(host))]
     assert found == [fitting]
 
@@ -124,24 +124,24 @@ def test_each_machine_matches_its_profile_alone(host: Host, fitting: str):
         ("gpu-cuda", XEON, "describes a cuda device, of this host only the CPU is measured"),
     ],
 )
-def test_a_mismatch_says_why(profile: str, host: Host, words: str):
+def test_a_mismatch_says_why(profile: str, host: Host, words: str) -> None:
     assert words in mismatch(load_profile(profile), fingerprint_of(host))
 
 
-def test_too_few_cores_are_a_mismatch():
+def test_too_few_cores_are_a_mismatch() -> None:
     profile = load_profile("cpu-xeon")
     demanding = replace(profile, match=replace(profile.match, min_cores=32))
     assert "at least 32 cores, this host has 28" in mismatch(demanding, fingerprint_of(XEON))
 
 
-def test_the_host_profile_matches_its_host_and_no_other():
+def test_the_host_profile_matches_its_host_and_no_other() -> None:
     profile = host_profile(built_in_profiles(), host=XEON)
     assert matches(profile, fingerprint_of(XEON))
     assert not matches(profile, fingerprint_of(replace(XEON, cores=14)))
     assert not matches(profile, fingerprint_of(OLDER))
 
 
-def test_the_host_profile_takes_its_speeds_from_the_matching_one():
+def test_the_host_profile_takes_its_speeds_from_the_matching_one() -> None:
     profile = host_profile(built_in_profiles(), host=XEON)
     base = load_profile("cpu-xeon")
     assert profile.peak_flops["bf16"] == pytest.approx(base.peak_flops["bf16"] * 28 / 56)
@@ -150,7 +150,7 @@ def test_the_host_profile_takes_its_speeds_from_the_matching_one():
     assert "scaled to 28 of 56 cores" in profile.sources["peak_flops"]
 
 
-def test_an_unmatched_host_gets_cautious_speeds_and_says_so():
+def test_an_unmatched_host_gets_cautious_speeds_and_says_so() -> None:
     desktop = Host("Apple M9", "unknown", (), 2, 0, "Darwin 25 arm64")
     profile, edge = host_profile(built_in_profiles(), host=desktop), load_profile("cpu-edge")
     assert "no built-in profile matches" in profile.sources["peak_flops"]
@@ -160,13 +160,13 @@ def test_an_unmatched_host_gets_cautious_speeds_and_says_so():
     assert profile.peak_flops["fp32"] == pytest.approx(edge.peak_flops["fp32"] / 2)
 
 
-def test_bf16_on_a_host_whose_stand_in_has_none_counts_as_fp32():
+def test_bf16_on_a_host_whose_stand_in_has_none_counts_as_fp32() -> None:
     laptop = Host("Zen 5 laptop", "AuthenticAMD", ("avx2", "avx512f", "avx512_bf16"), 4, 2**34, "Linux")
     profile = host_profile(built_in_profiles(), host=laptop)
     assert profile.peak_flops["bf16"] == profile.peak_flops["fp32"]
 
 
-def test_this_machine_has_a_profile_that_it_matches():
+def test_this_machine_has_a_profile_that_it_matches() -> None:
     profile = load_profile("host")
     assert matches(profile, host_fingerprint())
     assert profile.threads == 0

@@ -22,44 +22,44 @@ LAYERS = (LayerShape(12, 4, 512), LayerShape(0, 0, 256), LayerShape(3, 1, 0), La
 
 
 @pytest.mark.parametrize("metric", ["decode", "tpot"])
-def test_a_model_costs_the_fixed_part_and_its_blocks(metric: str):
+def test_a_model_costs_the_fixed_part_and_its_blocks(metric: str) -> None:
     # By hand: fixed + attention(4) + mlp(512) + mlp(256) + attention(1); gone blocks cost nothing.
     assert TABLE.predict(LAYERS, metric, precision="int8") == pytest.approx(5e-5 + 3e-5 + 5e-5 + 2e-5 + 1e-5, rel=1e-12)
     assert TABLE.predict((), metric, precision="int8") == 5e-5
 
 
-def test_total_is_the_first_token_and_the_later_ones():
+def test_total_is_the_first_token_and_the_later_ones() -> None:
     first = TABLE.predict(LAYERS, "ttft", precision="int8")
     later = TABLE.predict(LAYERS, "tpot", precision="int8")
     assert first == pytest.approx(1e-4 + 4e-4 + 4e-4 + 2e-4 + 1e-4)
     assert TABLE.predict(LAYERS, "total", precision="int8") == pytest.approx(first + 127 * later)
 
 
-def test_between_points_the_cost_is_linear():
+def test_between_points_the_cost_is_linear() -> None:
     curve = DECODE.mlp
     for width in (128, 129, 200, 256, 300, 511, 512):
         assert curve.at(width) == pytest.approx(np.interp(width, curve.sizes, curve.seconds), rel=1e-12)
 
 
-def test_below_the_first_point_the_first_segment_goes_on_but_not_below_zero():
+def test_below_the_first_point_the_first_segment_goes_on_but_not_below_zero() -> None:
     assert DECODE.attention.at(0) == 0.0
     assert CostCurve((2, 4), (3e-6, 5e-6)).at(1) == pytest.approx(2e-6)
     assert CostCurve((100, 200), (1e-6, 5e-6)).at(50) == 0.0
     assert CostCurve((2,), (3e-6,)).at(1) == 3e-6
 
 
-def test_a_block_above_the_table_is_refused():
+def test_a_block_above_the_table_is_refused() -> None:
     with pytest.raises(BadInputError, match="ends at size 512, asked for 640: measure one for this model"):
         TABLE.predict((LayerShape(0, 0, 640),), "tpot", precision="int8")
 
 
-def test_another_model_is_refused_with_every_difference():
+def test_another_model_is_refused_with_every_difference() -> None:
     TABLE.check(KEY)
     with pytest.raises(BadInputError, match=r"hidden_size 192 \(here 576\), vocab_size 4096 \(here 100\)"):
         TABLE.check(replace(KEY, hidden_size=576, vocab_size=100))
 
 
-def test_a_missing_precision_and_metric_are_named():
+def test_a_missing_precision_and_metric_are_named() -> None:
     with pytest.raises(BadInputError, match="no decode costs in fp32; it has prefill int8, decode int8"):
         TABLE.predict(LAYERS, "tpot", precision="fp32")
     with pytest.raises(BadInputError, match='ttft, tpot or total, not "memory"'):
@@ -76,6 +76,6 @@ def test_a_missing_precision_and_metric_are_named():
         ((1,), (-1.0,), "must not be negative"),
     ],
 )
-def test_a_curve_that_makes_no_sense_is_refused(sizes: tuple[int, ...], seconds: tuple[float, ...], words: str):
+def test_a_curve_that_makes_no_sense_is_refused(sizes: tuple[int, ...], seconds: tuple[float, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CostCurve(sizes, seconds)

@@ -43,12 +43,12 @@ def refusal(path: Path | str) -> str:
     return str(caught.value)
 
 
-def test_the_built_in_profiles_are_the_promised_ones():
+def test_the_built_in_profiles_are_the_promised_ones() -> None:
     assert list_profiles() == ("host", *BUILT_IN)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_figure_of_a_built_in_profile_names_its_source(name: str):
+def test_every_figure_of_a_built_in_profile_names_its_source(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     assert set(profile.precisions) == set(profile.peak_flops)
@@ -56,14 +56,14 @@ def test_every_figure_of_a_built_in_profile_names_its_source(name: str):
     assert profile.width_multiple % 128 == 0
 
 
-def test_amx_is_what_tells_the_xeons_apart():
+def test_amx_is_what_tells_the_xeons_apart() -> None:
     assert {"amx_bf16", "amx_int8"} <= set(load_profile("cpu-xeon").match.isa)
     older = load_profile("cpu-xeon-avx512")
     assert older.match.isa == ("avx512_vnni",)
     assert older.match.isa_absent == ("amx_tile",)
 
 
-def test_bandwidth_is_channels_times_rate_times_bytes_times_the_stated_share():
+def test_bandwidth_is_channels_times_rate_times_bytes_times_the_stated_share() -> None:
     # 8 channels DDR5-4800, 12 channels DDR5-4800, 8 channels DDR4-3200, 1 channel DDR5-4800; 8 bytes a transfer.
     for name, channels, rate in (
         ("cpu-xeon", 8, 4.8e9),
@@ -75,7 +75,7 @@ def test_bandwidth_is_channels_times_rate_times_bytes_times_the_stated_share():
         assert load_profile(name).bandwidth_bytes_per_s == pytest.approx(expected, rel=2e-3)
 
 
-def test_extends_merges_tables_and_replaces_the_rest():
+def test_extends_merges_tables_and_replaces_the_rest() -> None:
     base, older = load_profile("cpu-xeon"), load_profile("cpu-xeon-avx512")
     assert older.memory_bytes == base.memory_bytes
     assert older.match.vendors == base.match.vendors
@@ -84,7 +84,7 @@ def test_extends_merges_tables_and_replaces_the_rest():
     assert "bf16" not in older.peak_flops
 
 
-def test_a_file_may_extend_a_built_in_profile_or_a_neighbour(tmp_path: Path):
+def test_a_file_may_extend_a_built_in_profile_or_a_neighbour(tmp_path: Path) -> None:
     write(tmp_path, 'extends = "cpu-edge"\nname = "box"\nthreads = 2\n', "box.toml")
     path = write(tmp_path, 'extends = "box.toml"\nname = "box2"\nmemory_bytes = 4294967296\n')
     profile = load_profile(path)
@@ -92,7 +92,7 @@ def test_a_file_may_extend_a_built_in_profile_or_a_neighbour(tmp_path: Path):
     assert profile.bandwidth_bytes_per_s == load_profile("cpu-edge").bandwidth_bytes_per_s
 
 
-def test_an_unknown_device_is_answered_with_near_misses_and_the_list():
+def test_an_unknown_device_is_answered_with_near_misses_and_the_list() -> None:
     message = refusal("cpu-xeno")
     assert 'unknown device "cpu-xeno"' in message
     assert "did you mean cpu-xeon" in message
@@ -100,7 +100,7 @@ def test_an_unknown_device_is_answered_with_near_misses_and_the_list():
     assert "did you mean" not in refusal("zzzzzzzz")
 
 
-def test_every_mistake_is_reported_at_once(tmp_path: Path):
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     message = refusal(
         write(
             tmp_path,
@@ -133,21 +133,21 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path):
         ),
     ],
 )
-def test_a_broken_profile_is_refused_in_one_line(tmp_path: Path, text: str, words: str):
+def test_a_broken_profile_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     assert words in refusal(write(tmp_path, text))
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "gone.toml does not exist" in refusal(tmp_path / "gone.toml")
 
 
 @pytest.mark.parametrize("name", ["host", *BUILT_IN])
-def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str):
+def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str) -> None:
     profile = load_profile(name)
     assert load_profile(write(tmp_path, to_toml(profile))) == profile
 
 
-def test_a_latency_table_and_odd_text_survive_the_round_trip(tmp_path: Path):
+def test_a_latency_table_and_odd_text_survive_the_round_trip(tmp_path: Path) -> None:
     costs = PhaseCosts("decode", "int8", 1e-5, CostCurve((1, 2), (1e-6, 3e-6)), CostCurve((64,), (2e-7,)), 0.01)
     key = TableKey(64, 16, 3, 100, 1, 32, 8)
     table = LatencyTable(key, "measured", (costs, replace(costs, phase="prefill")))
@@ -158,7 +158,7 @@ def test_a_latency_table_and_odd_text_survive_the_round_trip(tmp_path: Path):
     assert load_profile(write(tmp_path, text)) == profile
 
 
-def test_fewer_threads_scale_the_figures():
+def test_fewer_threads_scale_the_figures() -> None:
     profile = load_profile("cpu-xeon")
     half = profile.limited_to(28)
     assert half.peak_flops["int8"] == pytest.approx(profile.peak_flops["int8"] / 2)
