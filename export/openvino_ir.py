@@ -91,12 +91,13 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
     tokenizer.save_pretrained(directory)
     with quiet(), _padding_left(tokenizer):
         import openvino
+        from openvino.exceptions import OVError
         from openvino_tokenizers import convert_tokenizer
         from optimum.exporters.openvino.utils import set_simplified_chat_template
 
         try:
             encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
-        except (NotImplementedError, RuntimeError) as error:  # OVTypeError is a RuntimeError
+        except (OVError, NotImplementedError, RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()
             raise BadInputError(
                 f"tokenizer {type(tokenizer).__name__} has no OpenVINO form ({reason[0] if reason else 'no reason'}): "

@@ -20,7 +20,7 @@ def quiet() -> Iterator[None]:
     """Silences transformers, optimum, NNCF, OpenVINO's converter and torch's tracer for the block.
 
     Telemetry of OpenVINO's Python tools is declined for the block as well: nothing is sent and no identifier file is
-    made in the user's home.  Imports of those libraries belong inside, since NNCF opens its telemetry at import.
+    made in the user's home.  Imports of those libraries belong inside, `import openvino` above all: it reports itself.
     Errors are still logged; exceptions pass.
     """
     with ExitStack() as stack:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from prune_export.export.files import MODEL_XML
+from prune_export.export.quiet import quiet
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -29,6 +29,8 @@ class IrRunner:
     """
 
     def __init__(self, directory: Path, *, precision: str, threads: int = 0) -> None:
+        with quiet():
+            import openvino
         properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         properties |= FP32_PROPERTIES if precision == "fp32" else {}
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}

@@ -38,6 +38,6 @@ def python_lines(
 def server_command(directory: Path, *, device: str = "CPU", port: int = 8000) -> str:
     """The command line of OpenVINO Model Server for the artifact, ready for a shell."""
     path = directory.absolute()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name) or "model"
+    name = "-".join(re.findall(r"[A-Za-z0-9._]+", path.name)) or "model"
     words = ("ovms", "--model_path", str(path), "--model_name", name, "--task", "text_generation")
     return shlex.join((*words, "--target_device", device, "--rest_port", str(port)))

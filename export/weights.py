@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.export.files import MODEL_BIN, MODEL_XML
 from prune_export.export.quiet import quiet
 from prune_export.manifest import MANIFEST
 
-Precision = Literal["int8", "int4"]
 # Tried in this order for each layer; NNCF raises an error for a width that the group does not divide.
 _GROUPS = (128, 64, 32)
 _BITS = {"u8": 8, "i8": 8, "u4": 4, "i4": 4}
@@ -40,9 +39,7 @@ class CompressionRecord:
     weights_bytes: int
 
 
-def compress(
-    source_directory: Path, directory: Path, *, precision: Precision, group_size: int = 128
-) -> CompressionRecord:
+def compress(source_directory: Path, directory: Path, *, precision: str, group_size: int = 128) -> CompressionRecord:
     """Writes a copy of an fp32 export with compressed weights; the tokenizer and configuration files are copied.
 
     int8 is asymmetric per output channel, embeddings and head included; int4 is asymmetric in groups, embeddings and
@@ -82,7 +79,7 @@ def compress(
     )
 
 
-def _compressed(path: Path, precision: Precision, group_size: int) -> tuple[Any, str]:
+def _compressed(path: Path, precision: str, group_size: int) -> tuple[Any, str]:
     import nncf
     import openvino
 
@@ -123,7 +120,7 @@ def _integer_weights(model: Any) -> Iterator[tuple[str, int, tuple[int, ...]]]:
             yield name, bits, tuple(node.get_output_shape(0))
 
 
-def _departures(model: Any, precision: Precision, group_size: int) -> tuple[dict[str, int], tuple[str, ...]]:
+def _departures(model: Any, precision: str, group_size: int) -> tuple[dict[str, int], tuple[str, ...]]:
     """Layers in smaller groups, and layers in int8, of an int4 model.  A grouped weight is [out, groups, group]."""
     if precision == "int8":
         return {}, ()

@@ -34,6 +34,8 @@ def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:
     family = FAMILIES[shape.family]
     first = shape.layers[0]
     dense = first.kv_heads > 0 and first.mlp_width > 0 and set(shape.layers) == {first}
+    # The stock configurations refuse head counts that do not divide the hidden size.
+    dense = dense and shape.hidden_size % first.query_heads == 0
     source: Any = transformers if dense else modeling
     config_class = getattr(source, family.config_class if dense else family.pruned_config_class)
     model_class = getattr(source, family.model_class if dense else family.pruned_model_class)
@@ -56,7 +58,11 @@ def _settings(family: Family, shape: ModelShape) -> dict[str, Any]:
             f"family {family.name} has no model with biases {', '.join(shape.biases) or 'nowhere'}; nearest: "
             f"{', '.join(sorted(possible)) or 'nowhere'}"
         )
-    attention = max(shape.layers, key=lambda layer: layer.query_heads)
+    # Of no effect beside prune_layers, but checked.
+    heads, kv_heads = next(
+        ((x.query_heads, x.kv_heads) for x in shape.layers if x.kv_heads and shape.hidden_size % x.query_heads == 0),
+        (1, 1),
+    )
     return {
         **flags,
         "hidden_size": shape.hidden_size,
@@ -65,8 +71,8 @@ def _settings(family: Family, shape: ModelShape) -> dict[str, Any]:
         "tie_word_embeddings": shape.tied_embeddings,
         "max_position_embeddings": shape.context,
         "num_hidden_layers": len(shape.layers),
-        "num_attention_heads": attention.query_heads,
-        "num_key_value_heads": attention.kv_heads,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
         "intermediate_size": max(layer.mlp_width for layer in shape.layers) or shape.hidden_size,
         "bos_token_id": 0,
         "eos_token_id": 1,
