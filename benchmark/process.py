@@ -11,7 +11,6 @@ from prune_export.benchmark.worker import Reply, Request
 from prune_export.errors import PruneExportError
 from prune_export.records import from_json, to_json
 
-_KILL_WAIT_S = 5.0
 _WORKER = "prune_export.benchmark.worker"
 
 
@@ -23,22 +22,19 @@ def run_worker(request: Request) -> Reply:
     Raises:
         PruneExportError: what the worker raised, or that it died; then with the last line that it printed.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", _WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf8",
-        errors="replace",
-    )
-    try:
-        output, chatter = process.communicate(json.dumps(to_json(request)))
-    except BaseException:
-        # Ctrl-C, or anything else: the worker must not go on in the background.
-        process.kill()
-        process.wait(_KILL_WAIT_S)
-        raise
+    command = [sys.executable, "-P", "-m", _WORKER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf8", errors="replace"
+    ) as process:
+        try:
+            output, chatter = process.communicate(json.dumps(to_json(request)))
+        except BaseException:
+            # Ctrl-C, or anything else: the worker must not go on in the background.
+            # Waited for here, because Popen's own exit does not wait after a KeyboardInterrupt.
+            process.kill()
+            process.wait()
+            raise
     if process.returncode != 0 or not output:
         raise PruneExportError(_obituary(request, process.returncode, chatter))
     reply = from_json(Reply, json.loads(output), where="worker reply")

@@ -1,0 +1,48 @@
+"""Paired ratios and drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from prune_export.benchmark.compare import drift, drift_warning, paired_ratio, per_round
+from prune_export.manifest import Measurement
+
+Make = Callable[..., Measurement]
+
+
+def test_rounds_are_told_apart(make_measurement: Make) -> None:
+    found = make_measurement((1.0, 1.0, 2.0, 2.0), (0.1, 0.3, 0.1, 0.3, 0.5, 0.5, 0.5, 0.7), rounds=2)
+    assert per_round(found, "ttft", "p50") == (1.0, 2.0)
+    assert per_round(found, "tpot", "p50") == pytest.approx((0.2, 0.5))
+    assert per_round(found, "total", "p50") == pytest.approx((1.4, 3.1))
+
+
+def test_the_ratio_is_taken_round_by_round(make_measurement: Make) -> None:
+    # The machine slows down threefold; the ratio stays one half.
+    fast = make_measurement((1.0, 2.0, 3.0), (0.1, 0.2, 0.3), rounds=3)
+    slow = make_measurement((2.0, 4.0, 6.6), (0.2, 0.4, 0.6), rounds=3)
+    found = paired_ratio(fast, slow, "tpot", "p50")
+    assert found.per_round == pytest.approx((0.5, 0.5, 0.5))
+    found = paired_ratio(fast, slow, "ttft", "p90")
+    assert (found.ratio, found.low, found.high) == pytest.approx((0.5, 3 / 6.6, 0.5))
+    assert str(found) == "0.500 (0.455 to 0.500 over 3 rounds)"
+
+
+def test_different_numbers_of_rounds_cannot_be_paired(make_measurement: Make) -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        paired_ratio(make_measurement((1.0, 2.0), (0.1, 0.2), 2), make_measurement((1.0,), (0.1,)), "ttft", "p50")
+    with pytest.raises(ValueError, match="do not divide into 2 rounds"):
+        per_round(make_measurement((1.0, 2.0, 3.0), (0.1, 0.2, 0.3), 2), "ttft", "p50")
+
+
+@pytest.mark.parametrize(("last", "warned"), [(1.02, False), (1.05, True), (0.95, True)])
+def test_a_baseline_that_moves_by_more_than_three_percent_is_warned_about(
+    make_measurement: Make, last: float, warned: bool
+) -> None:
+    found = make_measurement((1.0, 1.0, 1.0), (0.1, 0.1, 0.1 * last), rounds=3)
+    assert drift(found, "tpot") == pytest.approx(abs(last - 1))
+    text = drift_warning(found, "tpot")
+    assert bool(text) == warned
+    assert not warned or ("tpot p50 moved by 5.0% over 3 rounds (limit 3%)" in text and "\n" not in text)

@@ -1,0 +1,161 @@
+"""Measuring in fresh processes: samples, memory, and how a worker may end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prune_export.benchmark import process
+from prune_export.benchmark.measure import Subject, measure, measure_together
+from prune_export.benchmark.memory import watch_memory
+from prune_export.benchmark.process import run_worker
+from prune_export.benchmark.worker import Reply, Request
+from prune_export.errors import BadInputError, PruneExportError
+from prune_export.profiles import host_cores, host_fingerprint, load_profile
+from prune_export.target import Workload
+
+HOST = load_profile("host")
+WORKLOAD = Workload(batch=2, prompt_tokens=8, new_tokens=5, warmup=1, repeats=2)
+
+
+def test_an_artifact_is_measured_with_all_its_samples(tiny_ir: Path) -> None:
+    found = measure(tiny_ir, profile=HOST, workload=WORKLOAD, precision="fp32", threads=1, processes=1)
+    repeats = found.workload.repeats
+    assert repeats >= 2
+    assert len(found.ttft_s) == repeats
+    assert len(found.itl_s) == repeats * 4
+    assert min(found.ttft_s + found.itl_s + found.load_s) > 0
+    assert len(found.load_s) == 1
+    assert found.weights_bytes == (tiny_ir / "openvino_model.bin").stat().st_size
+    # A process that imports OpenVINO holds tens of megabytes; this one's torch (hundreds) must not be in it.
+    assert 20 << 20 < found.peak_rss_bytes < 300 << 20
+    assert 0 < found.rss_rise_bytes < found.peak_rss_bytes
+    assert found.options["INFERENCE_PRECISION_HINT"] == "f32"
+    assert set(found.versions) == {"python", "openvino", "numpy"}
+    assert (found.threads, found.profile, found.host) == (1, "host", host_fingerprint())
+
+
+def test_artifacts_are_measured_in_turns(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def pretend(request: Request) -> Reply:
+        asked.append(request)
+        repeats = request.repeats or (3 if request.precision == "fp32" else 2)
+        return Reply(
+            load_s=float(len(asked)),
+            ttft_s=(float(len(asked)),) * repeats,
+            itl_s=(0.1,) * 4 * repeats,
+            peak_bytes=10 + len(asked),
+            before_bytes=10,
+        )
+
+    monkeypatch.setattr("prune_export.benchmark.measure.run_worker", pretend)
+    first, second = measure_together(
+        [Subject(tiny_ir, "fp32"), Subject(tiny_ir, "int8")], profile=HOST, workload=WORKLOAD, rounds=2, threads=1
+    )
+    order = [(request.precision, request.mode, request.repeats) for request in asked]
+    assert order == [
+        ("fp32", "time", None),
+        ("int8", "time", None),
+        ("fp32", "time", 3),
+        ("int8", "time", 2),
+        ("fp32", "memory", 3),
+        ("int8", "memory", 2),
+    ]
+    assert first.ttft_s == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
+    assert second.ttft_s == (2.0, 2.0, 4.0, 4.0)
+    assert (first.load_s, second.load_s) == ((1.0, 3.0), (2.0, 4.0))
+    assert (first.peak_rss_bytes, first.rss_rise_bytes, second.peak_rss_bytes) == (15, 5, 16)
+
+
+def refusal(directory: Path, *, profile: str = "host", threads: int = 1, precision: str = "fp32") -> str:
+    with pytest.raises(BadInputError) as caught:
+        measure(directory, profile=load_profile(profile), workload=WORKLOAD, precision=precision, threads=threads)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_measured_is_refused(tiny_ir: Path, tmp_path: Path) -> None:
+    assert "gone is not a directory" in refusal(tmp_path / "gone")
+    assert f"use --threads 1 to {host_cores()}, or 0 for all" in refusal(tiny_ir, threads=999)
+    assert 'precision "int9"' in refusal(tiny_ir, precision="int9")
+    assert "profile gpu-cuda runs torch on cuda, which cannot be measured here" in refusal(tiny_ir, profile="gpu-cuda")
+
+
+def test_a_mistake_found_by_the_worker_keeps_its_class_and_text(tiny_ir: Path, tmp_path: Path) -> None:
+    assert 'device "GPU" is absent here' in refusal(tiny_ir, profile="gpu-intel")
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_ir, copy)
+    (copy / "openvino_model.bin").write_bytes(b"short")
+    assert "cannot be read, it is damaged or incomplete" in refusal(copy)
+
+
+def request_for(directory: Path) -> Request:
+    return Request(str(directory), "fp32", 1, "CPU", WORKLOAD, "time")
+
+
+def other_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    (folder / "made_up_worker.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(process, "_WORKER", "made_up_worker")
+
+
+def test_a_worker_that_fails_leaves_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_worker(monkeypatch, tmp_path, "import sys; print('chatter\\nthe reason', file=sys.stderr); sys.exit(7)")
+    with pytest.raises(PruneExportError, match=r"worker process ended with exit code 7: the reason$"):
+        run_worker(request_for(tmp_path))
+
+
+def test_a_worker_that_is_killed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_worker(monkeypatch, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(PruneExportError, match=r"was killed by signal 9 \(out of memory\?\)$"):
+        run_worker(request_for(tmp_path))
+
+
+def test_an_interrupt_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "pid"
+    code = f"import os, time, pathlib; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    other_worker(monkeypatch, tmp_path, code)
+
+    def interrupt(number: int, frame: object) -> None:
+        if mark.exists() and mark.read_text():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_worker(request_for(tmp_path))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not psutil.pid_exists(int(mark.read_text()))
+
+
+def test_nothing_but_the_reply_reaches_standard_output(tiny_ir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_worker(Request(str(tiny_ir), "fp32", 1, "CPU", WORKLOAD, "time", repeats=1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_working_directory_is_not_imported_from(
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert run_worker(Request(str(tiny_ir), "fp32", 1, "CPU", WORKLOAD, "time", repeats=1)).ttft_s
+
+
+def test_the_memory_watch_sees_what_is_allocated_and_given_back() -> None:
+    size = 64 << 20
+    with watch_memory() as watch:
+        block = bytearray(os.urandom(1)) * size
+        time.sleep(0.05)
+        del block
+    assert watch.peak_bytes - watch.before_bytes > 0.9 * size

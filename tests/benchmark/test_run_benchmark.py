@@ -1,0 +1,57 @@
+"""What `prune-export benchmark` does, end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prune_export.benchmark.run import artifact_precision, render_csv, render_json, render_text, run_benchmark
+from prune_export.errors import BadInputError
+from prune_export.manifest import MANIFEST
+from prune_export.profiles import load_profile
+from prune_export.target import Workload
+
+
+def test_two_artifacts_are_compared_and_the_prompt_fits_the_context(tiny_ir: Path) -> None:
+    result = run_benchmark(
+        tiny_ir,
+        compare=tiny_ir,
+        profile=load_profile("host"),
+        workload=Workload(1, 512, 8, 1, 1),
+        threads=1,
+        rounds=2,
+    )
+    assert [len(item.load_s) for item in result.measurements] == [2, 2]
+    assert result.measurements[0].workload.prompt_tokens == 64 - 8
+    assert "prompt shortened from 512 to 56 tokens: prompt + new must fit the context of 64" in result.notes
+    assert set(result.ratios) == {"ttft p50", "tpot p50", "tpot p90", "total p50"}
+    # The same artifact twice: on a busy machine the two may differ, but not by a factor of four.
+    assert 0.25 < result.ratios["tpot p50"].ratio < 4
+    text = render_text(result)
+    assert "openvino / openvino, paired by round; below 1 openvino is faster:" in text
+    assert "note: prompt shortened" in text
+    data = json.loads(json.dumps(render_json(result)))
+    assert len(data["ratios"]["ttft p50"]["per_round"]) == 2
+    assert len(render_csv(result).splitlines()) == 3
+
+
+def test_a_host_that_is_not_the_device_is_said(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prune_export.benchmark.run.mismatch", lambda profile, fingerprint: "it needs amx_tile")
+    result = run_benchmark(
+        tiny_ir, profile=load_profile("cpu-xeon"), workload=Workload(1, 8, 4, 0, 1), threads=1, rounds=1
+    )
+    assert "measured on this host, which is not the device: it needs amx_tile" in result.notes
+    assert result.ratios == {}
+
+
+def test_the_precision_comes_from_the_manifest_or_from_the_weights(tiny_ir: Path) -> None:
+    assert artifact_precision(tiny_ir) == "fp32"
+    manifest = tiny_ir.parent / MANIFEST
+    manifest.write_text("{}")
+    try:
+        with pytest.raises(BadInputError, match=r"manifest.json has format None"):
+            artifact_precision(tiny_ir)
+    finally:
+        manifest.unlink()

@@ -1,0 +1,87 @@
+"""The timed loop, on a session without a model."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from prune_export.benchmark import timing
+from prune_export.benchmark.timing import generate, synthetic_prompt, time_session
+from prune_export.target import Workload
+
+
+class Counter:
+    """A session whose next token is the last one plus one; keeps what it was asked."""
+
+    vocab_size = 50
+    load_s = 0.0
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[list[int]]]] = []
+        self.collecting: set[bool] = set()
+
+    def load(self) -> None: ...
+
+    def reset(self) -> None:
+        self.calls.append(("reset", []))
+
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        return self._answer("prefill", ids)
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        return self._answer("decode", ids)
+
+    def _answer(self, kind: str, ids: np.ndarray) -> np.ndarray:
+        self.calls.append((kind, ids.tolist()))
+        self.collecting.add(gc.isenabled())
+        logits = np.eye(self.vocab_size, dtype=np.float32)[(ids[:, -1:] + 1) % self.vocab_size]
+        return np.asarray(logits)
+
+
+def test_generation_is_greedy_and_exactly_as_long_as_asked() -> None:
+    session = Counter()
+    marks = generate(session, np.array([[3, 7], [1, 20]]), 4)
+    assert session.calls == [
+        ("reset", []),
+        ("prefill", [[3, 7], [1, 20]]),
+        ("decode", [[8], [21]]),
+        ("decode", [[9], [22]]),
+        ("decode", [[10], [23]]),
+    ]
+    assert len(marks) == 5
+    assert marks == sorted(marks)
+
+
+def test_the_prompt_is_the_same_each_time_and_within_the_vocabulary() -> None:
+    workload = Workload(2, 300, 2)
+    prompt = synthetic_prompt(workload, 50)
+    assert prompt.shape == (2, 300)
+    assert (prompt.min(), prompt.max()) == (0, 49)
+    np.testing.assert_array_equal(prompt, synthetic_prompt(workload, 50))
+
+
+def test_samples_are_counted_without_the_warm_up_and_without_garbage_collection() -> None:
+    session = Counter()
+    samples = time_session(session, Workload(1, 4, 6, warmup=2, repeats=1), repeats=3)
+    assert (len(samples.ttft_s), len(samples.itl_s)) == (3, 3 * 5)
+    assert [kind for kind, _ in session.calls].count("reset") == 2 + 3
+    assert min(samples.ttft_s + samples.itl_s) > 0
+    # On during warm-up, off while timing, on again afterwards.
+    assert session.collecting == {True, False}
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("once_s", "least", "repeats"), [(0.01, 3, 100), (0.5, 1, 3), (0.4, 1, 4), (10.0, 3, 3), (0.02, 200, 200)]
+)
+def test_short_requests_are_repeated_until_a_process_times_long_enough(once_s: float, least: int, repeats: int) -> None:
+    # 1.5 s by default, at most 100 repeats, at least what the workload asks for.
+    assert timing._repeats(once_s, least) == repeats
+
+
+def test_without_a_number_of_repeats_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_repeats", lambda once_s, least: least + 2)
+    samples = time_session(Counter(), Workload(1, 4, 3, warmup=0, repeats=5), repeats=None)
+    assert len(samples.ttft_s) == 7
