@@ -126,8 +126,8 @@ class MultiPruner:
             SearchInfeasibleError: nothing within the budget can be reached.
             BadInputError: the plan belongs to another model.
         """
-        state = self._start(budget, progress)
         blocks, plain = self._evaluator.block_evaluations, self._evaluator.plain_evaluations
+        state = self._start(budget, progress)
         dense_log_perplexity = state.log_perplexity
         self._check_reachable(state)
         goals = self._goals(state)

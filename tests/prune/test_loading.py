@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCAB, tiny_model, tokens
+from tiny_models import VOCAB, tiny_model, tokens  # type: ignore[import-not-found]
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +19,7 @@ from prune_export.prune.shapes import model_shape
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("saved")
     core = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCAB)}, unk_token="w0"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -27,29 +29,29 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def directory(saved, tmp_path):
+def directory(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "model")
 
 
-def edit_config(directory, **changes):
+def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def edit_weights(directory, **changes):
+def edit_weights(directory: Path, **changes: Any) -> None:
     weights = load_file(directory / "model.safetensors")
     for name, tensor in changes.items():
         weights[name.replace("__", ".")] = tensor
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, directory / "model.safetensors")
 
 
-def refused(directory, words):
+def refused(directory: Path, words: str) -> None:
     with pytest.raises(BadInputError, match=words) as caught:
         load_model(directory)
     assert "\n" not in str(caught.value)
 
 
-def test_round_trip(directory, capfd):
+def test_round_trip(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_model(layers=2)
     assert torch.equal(load_model(directory)(tokens(2, 8)).logits, model(tokens(2, 8)).logits)
     assert model_shape(load_config(directory)).parameters() == sum(item.numel() for item in model.parameters())
@@ -59,7 +61,7 @@ def test_round_trip(directory, capfd):
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_shards(directory):
+def test_shards(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     names = sorted(weights)
@@ -79,97 +81,97 @@ def test_shards(directory):
     refused(directory, r"is no weight index")
 
 
-def test_digest_follows_content(directory):
+def test_digest_follows_content(directory: Path) -> None:
     before = source_digest(directory)
     assert before == source_digest(directory)
     edit_weights(directory, model__norm__weight=torch.ones(32))
     assert source_digest(directory) != before
 
 
-def test_missing_and_empty_directories(tmp_path):
+def test_missing_and_empty_directories(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", r"model directory .*nothing does not exist")
     refused(tmp_path, r"is empty: it must hold config\.json")
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(tmp_path, r"has no config\.json")
 
 
-def test_broken_config(directory):
+def test_broken_config(directory: Path) -> None:
     (directory / "config.json").write_text("{")
     refused(directory, r"config\.json cannot be read as JSON")
 
 
-def test_unsupported_architecture(directory):
+def test_unsupported_architecture(directory: Path) -> None:
     edit_config(directory, model_type="gpt2")
     refused(directory, r'architecture "gpt2" is not supported: use one of llama, mistral, qwen2')
 
 
-def test_heads_that_do_not_divide(directory):
+def test_heads_that_do_not_divide(directory: Path) -> None:
     edit_config(directory, num_key_value_heads=3)
     refused(directory, r"4 query heads are no multiple of 3 KV heads")
 
 
-def test_invalid_field(directory):
+def test_invalid_field(directory: Path) -> None:
     edit_config(directory, hidden_size="many")
     refused(directory, r"config\.json is not valid for llama: .*hidden_size")
 
 
-def test_quantized(directory):
+def test_quantized(directory: Path) -> None:
     edit_config(directory, quantization_config={"quant_method": "gptq"})
     refused(directory, r"holds quantized weights")
 
 
-def test_pickle_only(directory):
+def test_pickle_only(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     refused(directory, r"has pickle weights only \(pytorch_model\.bin\).*convert them to safetensors")
 
 
-def test_no_weights(directory):
+def test_no_weights(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     refused(directory, r"has no weights: model\.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, 0.5])
-def test_truncated(directory, kept):
+def test_truncated(directory: Path, kept: float) -> None:
     path = directory / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
     refused(directory, r"model\.safetensors is truncated or damaged")
 
 
-def test_missing_tensor_is_not_initialised(directory):
+def test_missing_tensor_is_not_initialised(directory: Path) -> None:
     edit_weights(directory, model__layers__1__mlp__up_proj__weight=None)
     refused(directory, r"lacks 1 of 21 tensors .* the first is model\.layers\.1\.mlp\.up_proj\.weight")
 
 
-def test_surplus_tensor(directory):
+def test_surplus_tensor(directory: Path) -> None:
     edit_weights(directory, model__layers__7__mlp__up_proj__weight=torch.ones(2))
     refused(directory, r"holds the tensor model\.layers\.7\.mlp\.up_proj\.weight, which a model")
 
 
-def test_old_rotary_buffers_are_ignored(directory):
+def test_old_rotary_buffers_are_ignored(directory: Path) -> None:
     edit_weights(directory, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(2))
     load_model(directory)
 
 
-def test_wrong_shape(directory):
+def test_wrong_shape(directory: Path) -> None:
     edit_weights(directory, model__norm__weight=torch.ones(31))
     refused(directory, r"model\.norm\.weight has shape \[31\], by config\.json it must be \[32\]")
 
 
-def test_integer_weights(directory):
+def test_integer_weights(directory: Path) -> None:
     edit_weights(directory, model__norm__weight=torch.ones(32, dtype=torch.int8))
     refused(directory, r"model\.norm\.weight holds torch\.int8")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite(directory, value):
+def test_values_that_are_not_finite(directory: Path, value: float) -> None:
     weight = torch.zeros(24, 32)
     weight[3, 4] = value
     edit_weights(directory, model__layers__1__mlp__gate_proj__weight=weight)
     refused(directory, r"model\.layers\.1\.mlp\.gate_proj\.weight contains NaN or infinite values")
 
 
-def test_tokenizer_missing_and_broken(directory):
+def test_tokenizer_missing_and_broken(directory: Path) -> None:
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(BadInputError, match=r"the tokenizer in .* cannot be read"):
         load_tokenizer(directory)

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tokens, varied_plan
+from tiny_models import tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.surgery import prune_model
@@ -18,7 +19,7 @@ READER = """
 import sys
 
 class Blocker:
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: Any, path: Any = None, target: Any = None) -> None:
         if name.split(".")[0] == "prune_export":
             raise ImportError("prune_export is not installed here")
         return None
@@ -40,7 +41,7 @@ save_file(found, sys.argv[2])
 """
 
 
-def test_reload_where_this_package_is_not_installed(tmp_path):
+def test_reload_where_this_package_is_not_installed(tmp_path: Path) -> None:
     dense = [tiny_model(variant) for variant in ("llama", "mistral-window", "qwen2")]
     models = [prune_model(model, varied_plan(model)) for model in dense]
     directories = [tmp_path / f"model{number}" for number in range(len(models))]
@@ -61,7 +62,7 @@ def test_reload_where_this_package_is_not_installed(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["llama-biases-tied", "mistral", "qwen2-mixed-windows"])
-def test_load_gives_the_same_model(variant, tmp_path):
+def test_load_gives_the_same_model(variant: str, tmp_path: Path) -> None:
     model = tiny_model(variant)
     for case, original in (("dense", model), ("pruned", prune_model(model, varied_plan(model)))):
         save_checkpoint(original, None, tmp_path / case)
@@ -71,7 +72,7 @@ def test_load_gives_the_same_model(variant, tmp_path):
         assert (tmp_path / case / "modeling_prune_export.py").exists() == (case == "pruned")
 
 
-def test_dense_checkpoint_has_the_stock_layout(tmp_path):
+def test_dense_checkpoint_has_the_stock_layout(tmp_path: Path) -> None:
     model = tiny_model("llama-biases-tied")
     save_checkpoint(model, None, tmp_path / "ours")
     model.save_pretrained(tmp_path / "stock")
@@ -84,7 +85,7 @@ def test_dense_checkpoint_has_the_stock_layout(tmp_path):
     assert "auto_map" not in config
 
 
-def test_pruned_config_keeps_the_dense_fields(tmp_path):
+def test_pruned_config_keeps_the_dense_fields(tmp_path: Path) -> None:
     model = tiny_model("qwen2-mixed-windows")
     save_checkpoint(prune_model(model, varied_plan(model)), None, tmp_path, dtype=torch.bfloat16)
     config = json.loads((tmp_path / "config.json").read_text())

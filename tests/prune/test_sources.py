@@ -11,7 +11,7 @@ from prune_export.errors import BadInputError
 from prune_export.prune.sources import resolve_source
 
 
-def test_directory_and_reference(tmp_path, monkeypatch):
+def test_directory_and_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_source(str(tmp_path)) == tmp_path
     (tmp_path / "reference").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -19,7 +19,7 @@ def test_directory_and_reference(tmp_path, monkeypatch):
     assert resolve_source("./reference") == Path("reference")
 
 
-def test_file_and_missing_directory(tmp_path):
+def test_file_and_missing_directory(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(BadInputError, match=r"is a file: give the directory"):
         resolve_source(str(tmp_path / "model.safetensors"))
@@ -27,8 +27,8 @@ def test_file_and_missing_directory(tmp_path):
         resolve_source(f"{tmp_path}/nothing/here")
 
 
-def test_offline_fails_fast_with_one_line(monkeypatch, tmp_path):
-    def unreachable(self, model_id, *, timeout):
+def test_offline_fails_fast_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(self: HfApi, model_id: str, *, timeout: float) -> None:
         assert timeout <= 10
         raise httpx.ConnectError("[Errno -2] Name or service not known")
 

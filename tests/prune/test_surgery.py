@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import VARIANTS, masked, plan_of, tiny_model, tokens, varied_plan
+from tiny_models import VARIANTS, masked, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pruned_equals_masked_dense(variant):
+def test_pruned_equals_masked_dense(variant: str) -> None:
     model = tiny_model(variant)
     plan = varied_plan(model)
     ids = tokens(3, 11)
@@ -30,7 +30,7 @@ def test_pruned_equals_masked_dense(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pruned_equals_masked_dense_with_cache(variant):
+def test_pruned_equals_masked_dense_with_cache(variant: str) -> None:
     model = tiny_model(variant)
     plan = varied_plan(model)
     pruned = prune_model(model, plan)
@@ -48,7 +48,7 @@ def test_pruned_equals_masked_dense_with_cache(variant):
 
 @pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2-mixed-windows"])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_left_padding(variant, beams):
+def test_generation_with_left_padding(variant: str, beams: int) -> None:
     model = tiny_model(variant)
     plan = varied_plan(model)
     pruned = prune_model(model, plan)
@@ -62,7 +62,7 @@ def test_generation_with_left_padding(variant, beams):
     assert alone[0, 5:].tolist() == expected[0, 9:].tolist()
 
 
-def test_shape_and_absent_modules():
+def test_shape_and_absent_modules() -> None:
     model = tiny_model("qwen2")
     plan = varied_plan(model)
     pruned = prune_model(model, plan)
@@ -76,7 +76,7 @@ def test_shape_and_absent_modules():
     assert indices == [0, 1, 2]
 
 
-def test_uncut_tensors_share_storage():
+def test_uncut_tensors_share_storage() -> None:
     model = tiny_model()
     pruned = prune_model(model, varied_plan(model))
     shared = {tensor.data_ptr() for tensor in model.state_dict().values()}
@@ -85,7 +85,7 @@ def test_uncut_tensors_share_storage():
     assert pruned.state_dict()["model.layers.1.mlp.up_proj.weight"].data_ptr() not in shared
 
 
-def test_plan_that_removes_nothing_gives_a_stock_model():
+def test_plan_that_removes_nothing_gives_a_stock_model() -> None:
     model = tiny_model("mistral")
     same = prune_model(model, plan_of(model, {}))
     assert type(same) is type(model)
@@ -93,7 +93,7 @@ def test_plan_that_removes_nothing_gives_a_stock_model():
     assert torch.equal(same(tokens(1, 8)).logits, model(tokens(1, 8)).logits)
 
 
-def test_pruning_twice_equals_pruning_once():
+def test_pruning_twice_equals_pruning_once() -> None:
     model = tiny_model()
     once = prune_model(model, varied_plan(model))
     second = dataclasses.replace(
@@ -115,12 +115,12 @@ def test_pruning_twice_equals_pruning_once():
     assert torch.equal(twice(tokens(2, 9)).logits, prune_model(model, direct)(tokens(2, 9)).logits)
 
 
-def test_plan_of_another_model_is_refused():
+def test_plan_of_another_model_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"made for another model .*5 layers.*this one is llama with 4 layers"):
         prune_model(tiny_model(layers=4), varied_plan(tiny_model()))
 
 
-def test_plan_without_attention_is_refused():
+def test_plan_without_attention_is_refused() -> None:
     model = tiny_model()
     plan = plan_of(model, {index: LayerKeep((), (0,)) for index in range(5)})
     with pytest.raises(BadInputError, match=r"removes every attention: keep at least one"):

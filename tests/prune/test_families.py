@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import VARIANTS, tiny_model, varied_plan  # type: ignore[import-not-found]
+from transformers.utils import logging
+
+from prune_export.errors import BadInputError
+from prune_export.prune import modeling
+from prune_export.prune.calibration import default_size, search_flops
+from prune_export.prune.families import FAMILIES, Family, family_of, is_pruned
+from prune_export.prune.quiet import quiet
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.surgery import prune_model
+from prune_export.shape import LayerShape, ModelShape
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_row_matches_the_model(variant: str) -> None:
+    model = tiny_model(variant)
+    family, shape = family_of(model.config), model_shape(model.config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameters()
+    layer = model.get_submodule(family.layers)[0]
+    found = {}
+    for block in (family.attention, family.mlp):
+        for short, name in family.projections.items():
+            if hasattr(getattr(layer, block), name):
+                found[short] = getattr(getattr(layer, block), name)
+    assert set(found) == set(family.projections)
+    assert {short for short, linear in found.items() if linear.bias is not None} == set(shape.biases)
+    for path in (family.embeddings, family.final_norm, family.rotary, family.head):
+        model.get_submodule(path)
+    assert hasattr(layer, family.attention_norm)
+    assert hasattr(layer, family.mlp_norm)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_pruned_classes_exist_under_their_own_type(family: Family) -> None:
+    config_class = getattr(modeling, family.pruned_config_class)
+    assert config_class.model_type == family.pruned_type
+    assert getattr(modeling, family.pruned_model_class).config_class is config_class
+    assert not is_pruned(SimpleNamespace(model_type=family.name))
+    assert family_of({"model_type": family.pruned_type}) is family
+
+
+def test_shape_of_a_pruned_configuration() -> None:
+    model = tiny_model("qwen2")
+    plan = varied_plan(model)
+    assert model_shape(prune_model(model, plan).config) == plan.target
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "qwen3",
+            r'architecture "qwen3" is not supported: use one of llama, mistral, qwen2 \(did you mean "qwen2"\?\)',
+        ),
+        (None, r"a configuration without model_type is not supported"),
+    ],
+)
+def test_unsupported_architecture(kind: str | None, words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        family_of(SimpleNamespace(model_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[4, 2, 24]], r"prune_layers needs 2 rows"),
+        ([[4, 2, 24], [4, 2]], r"prune_layers needs 2 rows"),
+        ([[0, 0, 24], [0, 0, 24]], r"leaves no attention"),
+    ],
+)
+def test_invalid_pruned_configuration(rows: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        modeling.PruneLlamaConfig(num_hidden_layers=2, prune_layers=rows)
+
+
+def test_a_change_of_attention_reaches_every_layer() -> None:
+    model = tiny_model()
+    pruned = prune_model(model, varied_plan(model))
+    pruned.set_attn_implementation("eager")
+    kinds = {layer.self_attn.config._attn_implementation for layer in pruned.model.layers if layer.self_attn}
+    assert kinds == {"eager"}
+    ids = torch.arange(3, 12)[None]
+    eager = pruned(ids).logits
+    pruned.set_attn_implementation("sdpa")
+    assert (pruned(ids).logits - eager).abs().max() <= 1e-5
+
+
+def test_quiet_restores_what_it_found() -> None:
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with quiet():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def shape_of(layers: int, hidden: int, width: int, vocab: int, context: Any = 2048) -> ModelShape:
+    return ModelShape(
+        "llama", hidden, 64, vocab, True, (LayerShape(hidden // 64, hidden // 64, width),) * layers, (), context
+    )
+
+
+def test_default_calibration_size() -> None:
+    tiny, small, large = shape_of(8, 128, 384, 2048), shape_of(30, 576, 1536, 49152), shape_of(32, 4096, 11008, 32000)
+    sizes = [default_size(shape) for shape in (tiny, small, large)]
+    assert [size.tokens for size in sizes] == [16384, 512, 512]
+    assert default_size(tiny) == sizes[0]
+    middle = shape_of(12, 256, 768, 4096)
+    size = default_size(middle, flops=1e13)
+    assert 512 < size.tokens < 16384
+    assert 0.5e13 < size.tokens * search_flops(middle, ratio=0.25) <= 1e13
+    assert default_size(shape_of(8, 128, 384, 2048, context=100)).length == 100
