@@ -19,7 +19,7 @@ READER = """
 import sys
 
 class Blocker:
-    def find_spec(self, name: Any, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "prune_export":
             raise ImportError("prune_export is not installed here")
         return None
@@ -49,11 +49,12 @@ def test_reload_where_this_package_is_not_installed(tmp_path: Path) -> None:
         save_checkpoint(model, None, directory)
     ids = tokens(2, 9)
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors", *directories],
-        check=True, cwd=tmp_path, timeout=120, capture_output=True,
+        check=False, cwd=tmp_path, timeout=120, capture_output=True, text=True,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")
     for number, model in enumerate(models):
         assert (found[f"logits{number}"] - model(ids).logits).abs().max() <= 1e-5
