@@ -22,6 +22,7 @@ from prune_export.prune.candidates import (
     mlp_changes,
     smallest_structures,
 )
+from prune_export.prune.choosing import Pick, full_scan, lazy_scan
 from prune_export.prune.evaluator import Evaluator, exp_or_inf
 from prune_export.prune.journal import Journal, JournalFile
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
@@ -29,17 +30,6 @@ from prune_export.shape import ModelShape
 
 Rule: TypeAlias = Literal["perplexity", "price"]
 Report: TypeAlias = Callable[[float, float, str], None]
-
-
-@dataclass(frozen=True)
-class Pick:
-    """A candidate with its score (lower is better) and what the model becomes with it."""
-
-    change: Change
-    score: float
-    structure: Structure
-    log_perplexity: float
-    cost: float
 
 
 @dataclass
@@ -55,6 +45,7 @@ class _State:
     history: list[PlanStep] = field(default_factory=list)
     evaluations: int = 0
     block_price: float = -math.inf
+    prices: dict[Change, float] = field(default_factory=dict)
 
     def take(self, pick: Pick) -> None:
         self.structure, self.log_perplexity, self.cost = pick.structure, pick.log_perplexity, pick.cost
@@ -83,6 +74,8 @@ class MultiPruner:
         mlp_group: channels a step.
         kv_group: KV groups a step.
         rule: "perplexity" or "price"; by default the former for parameters and the latter for seconds.
+        lazy: with "price", candidates are scored again only when their last price could win (`lazy_scan`): several
+            times fewer evaluations, and now and then another choice than that of a full scan.
         journal: file that makes a killed search go on where it was.
 
     Raises:
@@ -99,6 +92,7 @@ class MultiPruner:
         mlp_group: int = 1024,
         kv_group: int = 1,
         rule: Rule | None = None,
+        lazy: bool = False,
         journal: JournalFile | None = None,
     ) -> None:
         _check_settings(distribution, mlp_group, kv_group)
@@ -110,6 +104,9 @@ class MultiPruner:
         self._distribution = distribution
         self._mlp_group, self._kv_group = mlp_group, kv_group
         self._rule: Rule = rule or ("price" if cost_unit == "seconds" else "perplexity")
+        self._lazy = lazy
+        if lazy and self._rule != "price":
+            raise BadInputError(f'a lazy search needs the rule "price", not "{self._rule}"')
         self._journal = Journal(journal, self._settings())
 
     def run(
@@ -197,21 +194,15 @@ class MultiPruner:
         return pick.score > state.block_price
 
     def _best(self, state: _State, changes: list[Change]) -> Pick | None:
-        """The candidate with the lowest score; the first one of equals in canonical order."""
-        priced = [(change, apply_change(state.structure, change, self._dense)) for change in changes]
+        candidates = [(change, apply_change(state.structure, change, self._dense)) for change in changes]
         if self._rule == "price":
-            priced = [(change, after) for change, after in priced if self._cost(after) < state.cost]
-        picks: dict[Change, Pick] = {}
-        # Along the residual stream, so that recomputed states serve the next candidate.
-        for done, (change, after) in enumerate(sorted(priced, key=lambda item: item[0].block)):
-            self._report(state, change, done / len(priced))
-            score = self._score(state, after, change)
-            picks[change] = self._pick(state, change, after, score)
-        best = None
-        for change, _ in priced:
-            if math.isfinite(picks[change].score) and (best is None or picks[change].score < best.score):
-                best = picks[change]
-        return best
+            candidates = [(change, after) for change, after in candidates if self._cost(after) < state.cost]
+
+        def evaluate(change: Change, after: Structure, share: float) -> Pick:
+            self._report(state, change, share)
+            return self._pick(state, change, after, self._score(state, after, change))
+
+        return lazy_scan(candidates, evaluate, state.prices) if self._lazy else full_scan(candidates, evaluate)
 
     def _pick(self, state: _State, change: Change, after: Structure, log_perplexity: float) -> Pick:
         cost = self._cost(after)
@@ -287,13 +278,13 @@ class MultiPruner:
             "mlp_group": self._mlp_group,
             "kv_group": self._kv_group,
             "rule": self._rule,
+            "lazy": self._lazy,
         }
 
     def _method(self) -> str:
         shares = ":".join(f"{share:g}" for share in self._distribution)
-        return (
-            f"MultiPruner {shares}, groups of {self._mlp_group} channels and {self._kv_group} KV heads, by {self._rule}"
-        )
+        groups = f"groups of {self._mlp_group} channels and {self._kv_group} KV heads"
+        return f"MultiPruner {shares}, {groups}, by {self._rule}{', lazily' if self._lazy else ''}"
 
 
 def _check_settings(distribution: tuple[float, float, float], mlp_group: int, kv_group: int) -> None:
