@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prune_export.errors import ParityError
+from prune_export.export.checks import Step, parity_checks
 from prune_export.export.runner import IrRunner
 from prune_export.manifest import ParityRecord
 from prune_export.prune.shapes import model_shape
@@ -23,47 +24,54 @@ from prune_export.prune.shapes import model_shape
 TOLERANCE = 1e-4
 # Logits beyond this size get the same limit relative to their size, since fp32's rounding grows with them.
 _ORDINARY_LOGIT = 30.0
-# Longest sequence that is run: the checks stay within seconds for models of a few billion parameters.  Rotary positions
-# up to the context's last are reached with short sequences that begin there.
-_LONGEST = 256
-_SEED = 20250119
+# Logits are kept of the last tokens of each chunk: earlier tokens of a long chunk show in these through the attention.
+_KEPT = 32
 
 
 @dataclass(frozen=True)
-class _Check:
-    """A sequence fed in chunks: the first fills the cache, each later one meets what came before.
+class Reference:
+    """Torch's side of every check, so that the model can be released before the IR is loaded.
 
     Attributes:
-        name: for messages and the manifest.
-        padding: padding tokens on the left of each sequence of the batch.
-        chunks: tokens of each chunk.
-        first_position: position of the first token.
+        context: longest sequence of the model.
+        vocab_size: V.
+        logits: check name to the logits of each of its steps, [B, kept, V].
     """
 
-    name: str
-    padding: tuple[int, ...]
-    chunks: tuple[int, ...]
-    first_position: int = 0
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Inputs of one call: ids [B, T], mask [B, past + T], positions [B, T]."""
-
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
-    positions: NDArray[np.int64]
+    context: int
+    vocab_size: int
+    logits: dict[str, tuple[NDArray[np.float32], ...]]
 
 
 def check_parity(model: PreTrainedModel, directory: Path) -> tuple[dict[str, float], float]:
-    """Compares fp32 logits of an exported IR with torch's, or raises.
+    """`torch_reference` and `check_against` in one; the model and the compiled IR are in memory together."""
+    return check_against(torch_reference(model), directory)
+
+
+def torch_reference(model: PreTrainedModel) -> Reference:
+    """Runs every check in torch.
 
     Prefill and decoding, one and three sequences, left padding, an empty and a filled cache, one and several tokens
     onto a filled cache, a sequence as long as the context (256 tokens at most) and the context's last positions.
-    The IR runs with inference and cache in fp32 and dynamic quantization off.
 
     Args:
         model: the fp32 model that was exported.
+    """
+    shape = model_shape(model.config)
+    logits = {}
+    for check in parity_checks(shape.context):
+        stepper = _Torch(model, kept=_KEPT)
+        logits[check.name] = tuple(stepper.step(step) for step in check.steps(shape.vocab_size))
+    return Reference(shape.context, shape.vocab_size, logits)
+
+
+def check_against(reference: Reference, directory: Path) -> tuple[dict[str, float], float]:
+    """Compares the logits of an exported fp32 IR with torch's, or raises.
+
+    The IR runs with inference and cache in fp32 and dynamic quantization off.
+
+    Args:
+        reference: from the model that was exported.
         directory: what `export_openvino` wrote.
 
     Returns:
@@ -73,17 +81,15 @@ def check_parity(model: PreTrainedModel, directory: Path) -> tuple[dict[str, flo
     Raises:
         ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
     """
-    shape = model_shape(model.config)
     runner = IrRunner(directory, precision="fp32", threads=torch.get_num_threads())
     errors = {}
-    for check in _checks(shape.context):
+    for check in parity_checks(reference.context):
         runner.reset()
-        reference = _Torch(model)
         errors[check.name] = 0.0
-        for step in _steps(check, shape.vocab_size):
-            ours = runner.step(step.ids, step.mask, step.positions)
-            theirs = reference.step(step)
-            error = _error(check.name, ours, theirs, step.mask[:, -step.ids.shape[1] :] == 1)
+        for step, theirs in zip(check.steps(reference.vocab_size), reference.logits[check.name], strict=True):
+            kept = min(_KEPT, step.ids.shape[1])
+            ours = runner.step(step)[:, -kept:]
+            error = _error(check.name, ours, theirs, step.mask[:, -kept:] == 1)
             errors[check.name] = max(errors[check.name], error)
         if not errors[check.name] <= TOLERANCE:
             raise ParityError(
@@ -102,7 +108,7 @@ def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray
         prompt_ids: [T].
         new_tokens: tokens to generate.
     """
-    return _greedy(_Torch(model).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
+    return _greedy(_Torch(model, kept=1).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
 
 
 def ir_greedy_agreement(
@@ -117,11 +123,7 @@ def ir_greedy_agreement(
         precision: as delivered: "fp32" runs in fp32 throughout, the others with the runtime's defaults.
     """
     runner = IrRunner(directory, precision=precision, threads=torch.get_num_threads())
-    tokens = _greedy(
-        lambda step: runner.step(step.ids, step.mask, step.positions),
-        np.asarray(prompt_ids, dtype=np.int64),
-        len(expected),
-    )
+    tokens = _greedy(runner.step, np.asarray(prompt_ids, dtype=np.int64), len(expected))
     differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
     return (differing[0] if differing else len(tokens)) / max(1, len(tokens))
 
@@ -162,14 +164,20 @@ def parity_record(
 
 
 class _Torch:
-    """The reference: the model's own forward with its own cache, from an empty one."""
+    """The reference: the model's own forward with its own cache, from an empty one.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: in evaluation mode.
+        kept: logits are computed for that many of the last tokens of a step.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, kept: int) -> None:
         self._model = model
+        self._kept = kept
         self._cache: Any = None
 
-    def step(self, step: _Step) -> NDArray[np.float32]:
-        """Logits [B, T, V]."""
+    def step(self, step: Step) -> NDArray[np.float32]:
+        """Logits [B, kept, V]."""
         with torch.inference_mode():
             output = self._model(
                 input_ids=torch.from_numpy(step.ids),
@@ -177,45 +185,11 @@ class _Torch:
                 position_ids=torch.from_numpy(step.positions),
                 past_key_values=self._cache,
                 use_cache=True,
+                logits_to_keep=self._kept,
             )
         self._cache = output.past_key_values
         logits: NDArray[np.float32] = output.logits.float().numpy()
         return logits
-
-
-def _checks(context: int) -> Iterator[_Check]:
-    one, three = (0,), (0, 3, 7)
-    yield _Check("prefill, batch 1", one, _within(context, 17))
-    yield _Check("prefill, batch 3, left padding", three, _within(context, 17))
-    yield _Check("decode, batch 1", one, _within(context, 9, 1, 1, 1))
-    yield _Check("decode, batch 3, left padding", three, _within(context, 9, 1, 1, 1))
-    yield _Check("several tokens onto a cache, batch 1", one, _within(context, 9, 6))
-    yield _Check("several tokens onto a cache, batch 3, left padding", three, _within(context, 9, 6))
-    yield _Check(f"long prompt, {min(context, _LONGEST)} tokens", one, _within(context, _LONGEST - 1, 1))
-    if context > _LONGEST:
-        yield _Check(f"last positions, up to {context - 1}", one, (7, 1), first_position=context - 8)
-
-
-def _within(context: int, *chunks: int) -> tuple[int, ...]:
-    """The chunks, the first one shortened so that all fit the context."""
-    first = min(chunks[0], context - sum(chunks[1:]))
-    return (max(1, first), *chunks[1:])
-
-
-def _steps(check: _Check, vocab_size: int) -> Iterator[_Step]:
-    random = np.random.default_rng(_SEED)
-    length = sum(check.chunks)
-    ids = random.integers(0, vocab_size, (len(check.padding), length), dtype=np.int64)
-    # A short context leaves less room for padding: one real token at least.
-    padding = np.minimum(np.array(check.padding), check.chunks[0] - 1)
-    mask = (np.arange(length)[None, :] >= padding[:, None]).astype(np.int64)
-    # As the runtimes' own pipelines number them: real tokens from the first position on, padding anything valid.
-    positions = np.maximum(mask.cumsum(axis=1) - 1, 0) + check.first_position
-    begin = 0
-    for chunk in check.chunks:
-        end = begin + chunk
-        yield _Step(*map(np.ascontiguousarray, (ids[:, begin:end], mask[:, :end], positions[:, begin:end])))
-        begin = end
 
 
 def _error(name: str, ours: NDArray[np.float32], theirs: NDArray[np.float32], real: NDArray[np.bool_]) -> float:
@@ -237,13 +211,13 @@ def _error(name: str, ours: NDArray[np.float32], theirs: NDArray[np.float32], re
     return float(np.abs(ours - theirs).max()) / scale
 
 
-def _greedy(step: Any, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
+def _greedy(call: Callable[[Step], NDArray[np.float32]], prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
     tokens: list[int] = []
     ids, past = prompt[None, :], 0
     while len(tokens) < new_tokens:
         length = past + ids.shape[1]
         positions = np.arange(past, length, dtype=np.int64)[None, :]
-        logits = step(_Step(ids, np.ones((1, length), dtype=np.int64), positions))
+        logits = call(Step(ids, np.ones((1, length), dtype=np.int64), positions))
         tokens.append(int(logits[0, -1].argmax()))
         ids, past = np.array([[tokens[-1]]], dtype=np.int64), length
     return tokens

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_export.export.checks import Step
 from prune_export.export.files import MODEL_XML
 from prune_export.export.quiet import quiet
 
@@ -42,24 +43,13 @@ class IrRunner:
         """Empties the cache."""
         self._request.reset_state()
 
-    def step(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Appends tokens to the cache and gives their logits.
-
-        Args:
-            ids: [B, T].
-            mask: [B, past + T], 0 where a token is padding.
-            positions: [B, T].
-
-        Returns:
-            [B, T, V], a copy.
-        """
+    def step(self, step: Step) -> NDArray[np.float32]:
+        """Appends tokens to the cache and gives their logits [B, T, V], a copy."""
         values = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "beam_idx": np.arange(len(ids), dtype=np.int32),
+            "input_ids": step.ids,
+            "attention_mask": step.mask,
+            "position_ids": step.positions,
+            "beam_idx": np.arange(len(step.ids), dtype=np.int32),
         }
         self._request.infer({name: value for name, value in values.items() if name in self._names})
         logits: NDArray[np.float32] = np.array(self._request.get_tensor("logits").data)

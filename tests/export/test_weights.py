@@ -13,6 +13,7 @@ import torch
 from tiny_exports import Exported, make_model, make_shape
 
 from prune_export.errors import BadInputError
+from prune_export.export.checks import Step
 from prune_export.export.openvino_ir import export_graph_only, export_openvino
 from prune_export.export.parity import TOLERANCE, check_parity, ir_greedy_agreement
 from prune_export.export.runner import IrRunner
@@ -46,7 +47,7 @@ def dequantized(directory: Path, prefix: str) -> np.ndarray:
 def last_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
     runner = IrRunner(directory, precision="fp32", threads=1)
     positions = np.arange(len(ids), dtype=np.int64)[None, :]
-    result: np.ndarray = runner.step(ids[None, :], np.ones_like(positions), positions)[0, -1]
+    result: np.ndarray = runner.step(Step(ids[None, :], np.ones_like(positions), positions))[0, -1]
     return result
 
 
