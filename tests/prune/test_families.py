@@ -116,3 +116,4 @@ def test_default_calibration_size() -> None:
     assert 512 < size.tokens < 16384
     assert 0.5e13 < size.tokens * search_flops(middle, ratio=0.25) <= 1e13
     assert default_size(shape_of(8, 128, 384, 2048, context=100)).length == 100
+    assert default_size(middle, flops=1e13, lazy=True).tokens > 2 * size.tokens
