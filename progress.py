@@ -22,6 +22,9 @@ class Progress:
     Args:
         quiet: print nothing.
         stream: standard error unless told.
+
+    Attributes:
+        timings_s: phase to the seconds that it took, summed over repetitions.
     """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -31,6 +34,7 @@ class Progress:
         self._phase = ""
         self._begun = 0.0
         self._drawn = 0.0
+        self.timings_s: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Progress]:
@@ -44,7 +48,9 @@ class Progress:
             self._clear()
             raise
         else:
-            self._finish(f"{name}  {format_clock(time.monotonic() - self._begun)}")
+            spent = time.monotonic() - self._begun
+            self.timings_s[name] = self.timings_s.get(name, 0.0) + spent
+            self._finish(f"{name}  {format_clock(spent)}")
         finally:
             self._phase, self._begun = outer
 

@@ -1,6 +1,6 @@
 """Trains the embedded reference model: a small Llama with grouped KV heads, on the standard library's own text.
 
-    python -m prune_export.reference.train --output DIR [--tokens 46e6] [--threads 2]
+    python -m prune_export.reference.train --output DIR [--tokens 45e6] [--threads 2]
 
 About an hour on two cores.  Twenty tokens a parameter: an undertrained model is so redundant that every pruning
 method looks good on it.  A run that was stopped goes on from its last checkpoint in DIR/checkpoint.pt.
@@ -31,6 +31,7 @@ END_OF_TEXT = "<|endoftext|>"
 LONG_SHARE = 0.2  # the last part of training uses full-context sequences, the rest half of it
 WARMUP_STEPS = 200
 CHECKPOINT_EVERY = 250
+MICRO_TOKENS = 4096  # gradients accumulate over parts of this size, whose logits stay in cache
 
 
 def config() -> LlamaConfig:
@@ -182,14 +183,18 @@ def train_step(
     """One AdamW step on ids [rows, T + 1]; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-    loss.backward()
+    total = 0.0
+    for part in ids.split(max(1, MICRO_TOKENS // (ids.shape[1] - 1))):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward(input_ids=part[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+        loss = loss * (len(part) / len(ids))
+        loss.backward()
+        total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return total
 
 
 def publish(
@@ -226,7 +231,7 @@ def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=46e6)
+    parser.add_argument("--tokens", type=float, default=45e6)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,0 +1,73 @@
+"""The table of folders in docs/architecture.md, checked by walking every import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Folder to what it may import of ours.  Root types are the leaf modules that every folder shares.
+ROOT_TYPES = {"errors", "records", "units", "shape", "plan", "target", "manifest", "progress", "files"}
+ALLOWED: dict[str, set[str]] = {
+    "profiles": {"errors", "records", "profiles"},
+    "benchmark": ROOT_TYPES | {"profiles", "benchmark"},
+    "prune": ROOT_TYPES | {"prune"},
+    "export": ROOT_TYPES | {"prune", "export"},
+    "reference": {"reference"},
+}
+NEEDS_NO_TORCH = ("profiles", "benchmark")
+HEAVY = {"torch", "transformers", "optimum", "nncf", "safetensors", "datasets", "matplotlib"}
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} relative import"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted(ROOT.joinpath(folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_folders_import_only_what_the_table_allows(folder: str) -> None:
+    assert sources(folder)
+    for path in sources(folder):
+        for name, line in imports(path):
+            if name.startswith("prune_export."):
+                part = name.split(".")[1]
+                assert part in ALLOWED[folder], f"{path}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("folder", NEEDS_NO_TORCH)
+def test_the_base_package_needs_no_torch(folder: str) -> None:
+    for path in sources(folder):
+        for name, line in imports(path):
+            assert name.split(".")[0] not in HEAVY, f"{path}:{line} imports {name}"
+
+
+def test_root_types_need_nothing_but_the_standard_library() -> None:
+    import sys
+
+    for module in ROOT_TYPES:
+        for name, line in imports(ROOT / f"{module}.py"):
+            top, _, rest = name.partition(".")
+            if top == "prune_export":
+                assert rest.split(".")[0] in ROOT_TYPES, f"{module}.py:{line} imports {name}"
+            else:
+                assert top in sys.stdlib_module_names, f"{module}.py:{line} imports {name}"
+
+
+def test_exporters_do_not_import_each_other() -> None:
+    exporters = {path.stem for path in sources("export") if path.stem.endswith("_ir") or path.stem.startswith("onnx")}
+    for path in sources("export"):
+        if path.stem in exporters:
+            for name, line in imports(path):
+                other = name.split(".")[2] if name.startswith("prune_export.export.") else ""
+                assert other not in exporters - {path.stem}, f"{path}:{line} imports {name}"
