@@ -231,7 +231,7 @@ def _run_prune(arguments: argparse.Namespace) -> int:
     plan = prune(
         arguments.model,
         arguments.output,
-        plan=arguments.plan,
+        plan_file=arguments.plan,
         ratio=ratio,
         search=_search(arguments),
         calibration=arguments.calibration,
@@ -254,22 +254,23 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _run_plan(arguments: argparse.Namespace) -> int:
     target, workload = _target(arguments), _workload(arguments)
+    if arguments.output.exists() and not arguments.force:
+        raise BadInputError(f"output {arguments.output} exists: pass --force to replace it, or another -o")
     from prune_export.api import plan
+    from prune_export.delivery.request import Request
 
-    made = plan(
-        arguments.model,
-        target=target,
+    request = Request(
+        model=arguments.model,
         device=arguments.device,
+        target=target,
         workload=workload,
-        precision=_precisions(arguments.precision)[-1],
+        precisions=_precisions(arguments.precision),
         search=_search(arguments),
         calibration=arguments.calibration,
         threads=arguments.threads,
         seed=arguments.seed,
-        progress=Progress(quiet=arguments.quiet),
     )
-    if arguments.output.exists() and not arguments.force:
-        raise BadInputError(f"output {arguments.output} exists: pass --force to replace it, or another -o")
+    made = plan(request, progress=Progress(quiet=arguments.quiet))
     made.save(arguments.output)
     print(f"{made.ratio:.1%} of {made.dense.parameters():,} parameters would go: {arguments.output}")
     return 0
@@ -309,23 +310,23 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     workload = _workload(arguments)
-    from prune_export.benchmark import report_table
-    from prune_export.benchmark.artifact import benchmark
+    from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
+    from prune_export.profiles.load import load_profile
 
-    results = benchmark(
+    result = run_benchmark(
         arguments.directory,
-        compare=arguments.compare,
-        device=arguments.device,
+        profile=load_profile(arguments.device),
         workload=workload,
-        precision=arguments.precision,
-        processes=_positive(arguments.processes, "--processes") or 1,
+        compare=arguments.compare,
+        precision=arguments.precision or "",
         threads=arguments.threads,
+        rounds=_positive(arguments.processes, "--processes") or 1,
         progress=Progress(quiet=arguments.quiet),
     )
-    if arguments.json != "-" and arguments.csv != "-":
-        print(report_table.to_text(results))
-    _emit(report_table.to_json(results), arguments.json)
-    _emit(report_table.to_csv(results), arguments.csv)
+    if "-" not in (arguments.json, arguments.csv):
+        print(render_text(result))
+    _emit(json.dumps(render_json(result), indent=1), arguments.json)
+    _emit(render_csv(result).rstrip("\n"), arguments.csv)
     return 0
 
 
@@ -383,11 +384,11 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_profile(arguments: argparse.Namespace) -> int:
-    from prune_export.profiles import listing
+    from prune_export.profiles.listing import profile_list, profile_text
 
     if arguments.action == "show" and not arguments.device:
         raise BadInputError("profile show needs a profile: prune-export profile show cpu-xeon")
-    print(listing.render(arguments.action, arguments.device))
+    print(profile_list() if arguments.action == "list" else profile_text(arguments.device or "host"))
     return 0
 
 

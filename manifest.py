@@ -109,6 +109,8 @@ class ParityRecord:
         checks: name of each check to its largest error.
         greedy_tokens: tokens generated greedily in the delivered precision.
         greedy_agreement: share of them that equal torch's before the first difference.
+        prompt: token ids that they continue.
+        nll_error: mean token NLL of the delivered precision minus torch's, on the first held-out window.
     """
 
     max_logit_error: float
@@ -116,6 +118,8 @@ class ParityRecord:
     checks: dict[str, float]
     greedy_tokens: int
     greedy_agreement: float
+    prompt: tuple[int, ...] = ()
+    nll_error: float = 0.0
 
 
 @dataclass(frozen=True)

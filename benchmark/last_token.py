@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
 
 from prune_export.errors import BadInputError
+from prune_export.telemetry import import_openvino
+
+ops = import_openvino().opset13
 
 # What may lie between the LM head's MatMul and the logits: a bias, a scale, a soft cap, a conversion.
 _ELEMENTWISE = ("Add", "Multiply", "Divide", "Tanh", "Convert")
 
 
-def keep_last_token(model: ov.Model) -> None:
+def keep_last_token(model: Any) -> None:
     """Puts a slice of the token axis in front of the LM head, in place: logits [B, T, V] become [B, 1, V].
 
     OpenVINO GenAI applies the same transformation before it compiles a model; without it, prefill would time T
@@ -38,7 +39,7 @@ def keep_last_token(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _lm_head(model: ov.Model) -> Any:
+def _lm_head(model: Any) -> Any:
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() in _ELEMENTWISE:
         node = node.input_value(0).get_node()

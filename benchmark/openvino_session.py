@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from prune_export.benchmark.artifact import find_ir
 from prune_export.benchmark.last_token import keep_last_token
@@ -15,6 +14,9 @@ from prune_export.benchmark.properties import runtime_properties
 from prune_export.benchmark.session import Logits, Tokens
 from prune_export.errors import BadInputError, PruneExportError
 from prune_export.profiles import host_cores
+from prune_export.telemetry import import_openvino
+
+ov = import_openvino()
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 _FIRST_CAPACITY = 1024

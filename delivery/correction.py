@@ -105,9 +105,10 @@ def correct(
                 break
         else:
             high = min(high, budget)
-        budget = _next_budget(trial, low, high)
-        if budget is None:
+        following = _next_budget(trial, low, high)
+        if following is None:
             break
+        budget = following
     return tuple(trials)
 
 

@@ -11,8 +11,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
-from unittest import mock
+
+from prune_export.telemetry import declined
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for part in (_no_telemetry, _no_logs, _no_bars):
+        for part in (declined, _no_logs, _no_bars):
             stack.enter_context(part())
         yield
 
@@ -40,28 +40,6 @@ def _no_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    if importlib.util.find_spec("openvino_telemetry") is None:
-        yield
-        return
-    from openvino_telemetry import Telemetry  # type: ignore[import-untyped]
-    from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker  # type: ignore[import-untyped]
-
-    def declined(*_: Any, **__: Any) -> Any:
-        return ConsentCheckResult.DECLINED
-
-    def send_nothing(*_: Any, **__: Any) -> None:
-        return None
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(OptInChecker, "check", declined))
-        # The one instance may have been made before, with consent; it stays as it is and sends nothing meanwhile.
-        for name in ("send_event", "start_session", "end_session"):
-            stack.enter_context(mock.patch.object(Telemetry, name, send_nothing))
-        yield
 
 
 @contextmanager

@@ -36,9 +36,7 @@ class CostCurve:
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.seconds):
-            raise ValueError(
-                f"{len(self.sizes)} sizes with {len(self.seconds)} costs: each size needs one"
-            )
+            raise ValueError(f"{len(self.sizes)} sizes with {len(self.seconds)} costs: each size needs one")
         if self.sizes[0] <= 0 or list(self.sizes) != sorted(set(self.sizes)):
             raise ValueError(f"sizes must be ascending, without repeats and above zero, got {list(self.sizes)}")
         if min(self.seconds) < 0:

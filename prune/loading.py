@@ -207,7 +207,7 @@ def _shards(directory: Path, index: Path) -> list[Path]:
 def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in weight_files(directory):
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:

@@ -1,0 +1,159 @@
+"""The verbs of the command line as functions: deliver, plan, prune, export, benchmark, evaluate, load.
+
+They live here, since `prune_export.prune`, `.export` and `.benchmark` are folders.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from prune_export.benchmark.run import run_benchmark as benchmark
+from prune_export.deliver import baseline, deliver
+from prune_export.delivery.loop import Pruning
+from prune_export.delivery.preflight import open_job
+from prune_export.delivery.request import Job, Request, SearchSettings, Variant
+from prune_export.delivery.search import replayable
+from prune_export.delivery.variants import Build
+from prune_export.errors import BadInputError
+from prune_export.evaluate import evaluate
+from prune_export.export.openvino_ir import export_openvino
+from prune_export.export.parity import (
+    check_against,
+    greedy_tokens_of,
+    ir_greedy_agreement,
+    parity_record,
+    torch_reference,
+)
+from prune_export.export.weights import compress
+from prune_export.files import check_destination, staged
+from prune_export.manifest import PLAN_FILE, ParityRecord
+from prune_export.plan import PrunePlan
+from prune_export.progress import Progress
+from prune_export.prune.checkpoint import load, save_checkpoint
+from prune_export.prune.loading import load_config, load_model, load_tokenizer, source_digest
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.sources import resolve_source
+from prune_export.prune.surgery import prune_model
+from prune_export.target import Target
+
+__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "prune"]
+
+_PROMPT = tuple(range(1, 17))
+_GREEDY_TOKENS = 64
+
+
+def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
+    """Chooses what to remove for a request's target; exports nothing that stays.
+
+    Latency and memory targets are planned for the request's first precision.
+
+    Raises:
+        BadInputError: something in the request cannot work.
+        InfeasibleError: nothing reaches the target.
+    """
+    report = progress or Progress(quiet=True)
+    with open_job(request, report) as job:
+        precision = request.precisions[0]
+        made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
+        search = Pruning(job, made, precision)
+        found = search.first_plan()
+        search.finished()
+    return found
+
+
+def prune(
+    model: str,
+    output: Path,
+    *,
+    plan_file: Path | None = None,
+    ratio: float | None = None,
+    search: SearchSettings | None = None,
+    calibration: str | None = None,
+    seed: int = 42,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PrunePlan:
+    """Writes a dense, smaller checkpoint (and its plan.json) to `output`.
+
+    Args:
+        model: directory, hub id, or "reference".
+        output: destination directory.
+        plan_file: replay this plan.
+        ratio: or search one that removes this share of the parameters.
+        search: search settings.
+        calibration: text for the search, or None for the standard library's.
+        seed: of everything random.
+        force: replace an existing output.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: neither or both of `plan_file` and `ratio`, or anything unusable in the input.
+        InfeasibleError: the ratio cannot be reached.
+    """
+    report = progress or Progress(quiet=True)
+    check_destination(output, force=force)
+    if (plan_file is None) == (ratio is None):
+        raise BadInputError("prune needs either a plan or a ratio")
+    source = resolve_source(model)
+    if plan_file is not None:
+        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+    else:
+        request = Request(
+            model=model,
+            device="host",
+            target=Target("parameters", ratio),
+            output=output,
+            search=search or SearchSettings(),
+            calibration=calibration,
+            seed=seed,
+            force=force,
+        )
+        chosen = plan(request, progress=report)
+    with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
+        dense = load_model(source)
+        save_checkpoint(prune_model(dense, chosen), load_tokenizer(source), stage)
+        chosen.save(stage / PLAN_FILE)
+    return chosen
+
+
+def export(
+    model: str, output: Path, *, precision: str = "int8", force: bool = False, progress: Progress | None = None
+) -> ParityRecord:
+    """Exports a checkpoint to OpenVINO behind the parity gate.
+
+    Args:
+        model: checkpoint directory (dense or pruned), hub id, or "reference".
+        output: destination directory.
+        precision: weight precision.
+        force: replace an existing output.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: an unusable checkpoint or output.
+        ParityError: the fp32 export does not compute what the checkpoint computes; nothing is published.
+    """
+    report = progress or Progress(quiet=True)
+    check_destination(output, force=force)
+    source = resolve_source(model)
+    checkpoint, tokenizer = load(source), load_tokenizer(source)
+    with staged(output, force=force) as stage, tempfile.TemporaryDirectory(dir=stage.parent, prefix=".fp32-") as folder:
+        plain = Path(folder)
+        with report.phase("exporting to OpenVINO"):
+            export_openvino(checkpoint, tokenizer, plain)
+        with report.phase("parity with torch"):
+            expected = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
+            errors, tolerance = check_against(torch_reference(checkpoint), plain)
+        with report.phase(f"writing {precision}"):
+            if precision == "fp32":
+                shutil.copytree(plain, stage, dirs_exist_ok=True)
+            else:
+                compress(plain, stage, precision=precision)
+        agreement = ir_greedy_agreement(stage, _PROMPT, expected, precision=precision)
+    return parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=agreement)
+
+
+def _no_baseline(job: Job, precision: str) -> Build:
+    """A ratio needs no exported model to compare with."""
+    return Build({precision: Variant("dense", precision, job.work, job.shape, 0.0)}, {}, job.work, (), 0.0)

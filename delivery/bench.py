@@ -1,0 +1,67 @@
+"""Measures variants together, so that a drifting machine hits all of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_export.benchmark.compare import drift_warning
+from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.openvino_session import OpenVINOSession
+from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.summary import timed_metric
+from prune_export.manifest import Measurement
+
+ROUNDS = 3
+
+
+def measured(
+    job: Job, variants: Sequence[Variant], *, title: str, rounds: int = ROUNDS, sample_memory: bool = False
+) -> list[Variant]:
+    """The same variants with timings from interleaved fresh processes; unchanged where the host is not the device.
+
+    Args:
+        job: the delivery at work.
+        variants: the first is the baseline whose drift is watched.
+        title: of the progress phase.
+        rounds: processes a variant.
+        sample_memory: a further, untimed process a variant samples the peak memory.
+    """
+    if not job.measured:
+        return list(variants)
+    with job.progress.phase(title):
+        results = measure_together(
+            [Subject(variant.directory, variant.precision) for variant in variants],
+            profile=job.profile,
+            workload=job.workload,
+            rounds=rounds,
+            threads=job.threads,
+            sample_memory=sample_memory,
+            progress=job.progress,
+        )
+    if warning := drift_warning(results[0], timed_metric(job.request.target)):
+        job.progress.note(f"note: {warning}")
+    return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
+
+
+def figure(job: Job, measurement: Measurement) -> float:
+    """What a measurement says of the target's metric: seconds, or bytes for a memory target."""
+    target = job.request.target
+    if target.metric == "memory":
+        return float(measurement.peak_rss_bytes)
+    return measurement.percentile(timed_metric(target), target.statistic)
+
+
+def continuation(variant: Variant, prompt: NDArray[np.int64], *, new_tokens: int) -> list[int]:
+    """Greedy continuation of one prompt [T] through the artifact."""
+    session = OpenVINOSession(variant.directory, precision=variant.precision)
+    session.load()
+    tokens: list[int] = []
+    logits = session.prefill(prompt[None])
+    for _ in range(new_tokens):
+        tokens.append(int(logits[0, -1].argmax()))
+        logits = session.decode(np.asarray([[tokens[-1]]], dtype=np.int64))
+    return tokens

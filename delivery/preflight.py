@@ -1,0 +1,171 @@
+"""Everything that can be refused before long work starts, and the job that results when nothing is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from prune_export.delivery.request import Job, Request, SearchSettings, default_output
+from prune_export.errors import BadInputError
+from prune_export.evaluate import PAPER_WINDOW, default_tokens
+from prune_export.files import check_destination, check_space
+from prune_export.profiles.device import DeviceProfile
+from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
+from prune_export.profiles.load import load_profile
+from prune_export.progress import Progress
+from prune_export.prune.calibration import CalibrationTokens, default_size
+from prune_export.prune.loading import load_config, load_tokenizer, source_digest
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.sources import resolve_source
+from prune_export.shape import ModelShape
+from prune_export.texts import Text, load_text, token_windows, windows_digest
+from prune_export.units import format_bytes
+
+_IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once imported
+_WORK_PREFIX = ".prune-export-"
+
+
+@contextmanager
+def open_job(request: Request, progress: Progress) -> Iterator[Job]:
+    """Checks a request and yields the job; its scratch directory is removed when the block ends, however it ends.
+
+    Raises:
+        BadInputError: anything in the request that cannot work, before any long work.
+    """
+    output = (request.output or default_output(request)).absolute()
+    check_destination(output, force=request.force)
+    profile = load_profile(request.device)
+    reason = mismatch(profile, host_fingerprint())
+    if reason and request.require_measured:
+        raise BadInputError(f"--require-measured: {reason}; run it there, or use --device host")
+    with progress.phase("checking the model"):
+        source = resolve_source(request.model)
+        shape = model_shape(load_config(source))
+        digest = source_digest(source)
+        tokenizer = load_tokenizer(source)
+    workload = request.workload.fitted(shape.context)
+    if workload.prompt_tokens < request.workload.prompt_tokens:
+        progress.note(
+            f"note: prompt shortened from {request.workload.prompt_tokens} to {workload.prompt_tokens} tokens: "
+            f"with {workload.new_tokens} new ones it fits the model's context of {shape.context}"
+        )
+    check_resources(shape, output)
+    with progress.phase("reading the texts"):
+        calibration_text = load_text(request.calibration, "calibration")
+        evaluation_text = load_text(request.eval_text, "evaluation")
+        lazy = request.target.metric != "parameters"
+        calibration = calibration_tokens(calibration_text, tokenizer, shape, request.search, lazy=lazy)
+        evaluation = _evaluation(evaluation_text, tokenizer, shape, request.eval_tokens)
+    if calibration_text.is_default and request.model != "reference":
+        progress.note(
+            "warning: this model is calibrated on Python's standard library, which it may know little of: "
+            "name text of its own kind with --calibration (and --eval-text)"
+        )
+    progress.note(f"calibration: {calibration.description}")
+    with _work_directory(output) as work:
+        yield Job(
+            request=request,
+            source=source,
+            source_digest=digest,
+            shape=shape,
+            profile=profile,
+            measured=not reason,
+            mismatch=reason,
+            workload=workload,
+            threads=_threads(request.threads, profile, measured=not reason),
+            output=output,
+            work=work,
+            calibration=calibration,
+            calibration_text=calibration_text,
+            evaluation=evaluation,
+            evaluation_text=evaluation_text,
+            progress=progress,
+        )
+
+
+def calibration_tokens(
+    text: Text, tokenizer: Any, shape: ModelShape, settings: SearchSettings, *, lazy: bool
+) -> CalibrationTokens:
+    """Calibration windows in the size asked for, or in the default size for the model.
+
+    Raises:
+        BadInputError: a window exceeds the context, or the text is shorter than one window.
+    """
+    default = default_size(shape, distribution=settings.distribution, mlp_group=settings.mlp_group, lazy=lazy)
+    count = settings.calibration_windows or default.windows
+    length = settings.calibration_length or min(default.length, shape.context)
+    if not 2 <= length <= shape.context:
+        raise BadInputError(
+            f"--calibration-length {length} must lie between 2 and the model's context, {shape.context}"
+        )
+    windows = token_windows(text, tokenizer, count=count, length=length)
+    if len(windows) < count and settings.calibration_windows:
+        raise BadInputError(
+            f"{text.name} has {len(windows)} windows of {length} tokens, --calibration-windows asks for {count}: "
+            "give a longer text or a smaller number"
+        )
+    described = (
+        f"{len(windows)} windows of {length} tokens of {text.name} (--calibration-windows, --calibration-length)"
+    )
+    return CalibrationTokens(tokens=windows, digest=windows_digest(windows), description=described)
+
+
+def check_resources(shape: ModelShape, output: Path) -> None:
+    """Refuses to start without the disk and the memory that a delivery takes at most.
+
+    Raises:
+        BadInputError: too little of either.
+    """
+    weights = 4 * shape.parameters()
+    # Dense and pruned IRs in each precision, the stacks of the latency table, and the delivered copy.
+    check_space(output, 6 * weights + (256 << 20))
+    needed, free = 3 * weights + _IMPORTS_BYTES, psutil.virtual_memory().available
+    if free < needed:
+        raise BadInputError(
+            f"{format_bytes(free)} of memory free, about {format_bytes(needed)} needed for {shape.parameters():,} "
+            "parameters: close other programs or take a larger machine"
+        )
+
+
+def _evaluation(text: Text, tokenizer: Any, shape: ModelShape, tokens: int | None) -> NDArray[np.int64]:
+    length = min(PAPER_WINDOW, shape.context)
+    count = max(1, (tokens or default_tokens(shape)) // length)
+    return token_windows(text, tokenizer, count=count, length=length)
+
+
+def _threads(wanted: int, profile: DeviceProfile, *, measured: bool) -> int:
+    cores = host_cores()
+    if wanted < 0 or (measured and wanted > cores):
+        raise BadInputError(f"--threads {wanted}: this machine has {cores} cores, use 1 to {cores}")
+    if wanted or not measured:
+        return wanted or profile.threads or profile.cores
+    return min(profile.threads or cores, cores)
+
+
+@contextmanager
+def _work_directory(output: Path) -> Iterator[Path]:
+    parent = output.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    work = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-", dir=parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Scratch directories of runs that were killed outright."""
+    for path in parent.glob(f"{_WORK_PREFIX}*"):
+        owner = path.name.removeprefix(_WORK_PREFIX).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""Assembles the artifact's directory: the IR, the checkpoint, the plan, the report, and the manifest last."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from prune_export.delivery.bench import continuation
+from prune_export.delivery.loop import Outcome
+from prune_export.delivery.report import write_report
+from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.variants import greedy_prompt
+from prune_export.export.versions import package_versions
+from prune_export.files import sha256, staged
+from prune_export.manifest import (
+    CHECKPOINT_FOLDER,
+    IR_FOLDER,
+    MANIFEST,
+    PLAN_FILE,
+    Candidate,
+    FileRecord,
+    Manifest,
+)
+from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.prune.loading import load_model, load_tokenizer, weight_files
+from prune_export.prune.surgery import prune_model
+
+_SAMPLE_TOKENS = 48
+
+
+def publish(job: Job, outcome: Outcome, *, peak_tree_bytes: int) -> Manifest:
+    """Writes the artifact to the job's output, whole or not at all, and returns its manifest.
+
+    Raises:
+        PruneExportError: the disk refused a write.
+    """
+    with job.progress.phase("writing the artifact"), staged(job.output, force=job.request.force) as stage:
+        shutil.copytree(outcome.delivered.directory, stage / IR_FOLDER)
+        _checkpoint(job, outcome, stage / CHECKPOINT_FOLDER)
+        if outcome.plan is not None:
+            outcome.plan.save(stage / PLAN_FILE)
+        manifest = _manifest(job, outcome, peak_tree_bytes)
+        # The report is drawn from the manifest and the manifest lists the report, so the manifest is written twice.
+        manifest.save(stage)
+        write_report(stage)
+        files = {
+            path.relative_to(stage).as_posix(): FileRecord(sha256(path), path.stat().st_size)
+            for path in sorted(stage.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = replace(manifest, files=files)
+        manifest.save(stage)
+    return manifest
+
+
+def _checkpoint(job: Job, outcome: Outcome, directory: Path) -> None:
+    model = load_model(job.source)
+    if outcome.plan is not None:
+        model = prune_model(model, outcome.plan)
+    save_checkpoint(model, load_tokenizer(job.source), directory, dtype=_stored_dtype(job.source))
+
+
+def _stored_dtype(source: Path) -> torch.dtype:
+    """The dense checkpoint's own weight type: the kept weights are unchanged, so nothing is gained by a wider one."""
+    with safe_open(weight_files(source)[0], framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(next(iter(file.keys())))
+        return tensor.dtype
+
+
+def _manifest(job: Job, outcome: Outcome, peak_tree_bytes: int) -> Manifest:
+    request = job.request
+    met = outcome.figure >= outcome.limit if request.target.metric == "parameters" else outcome.figure <= outcome.limit
+    return Manifest(
+        command=request.command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source=request.model,
+        source_digest=job.source_digest,
+        shape=outcome.delivered.shape,
+        dense_parameters=job.shape.parameters(),
+        formats=("openvino", "checkpoint"),
+        precision=outcome.delivered.precision,
+        target=request.target,
+        limit=outcome.limit,
+        claim="measured" if job.measured else "predicted",
+        met=met,
+        figure=outcome.figure,
+        profile=job.profile.name,
+        plan_digest=outcome.plan.digest() if outcome.plan else "",
+        calibration={**job.calibration_text.provenance(), "tokens": job.calibration.digest},
+        evaluation=job.evaluation_text.provenance(),
+        seed=request.seed,
+        candidates=tuple(_candidate(variant, outcome) for variant in outcome.variants),
+        rounds=outcome.rounds,
+        parity=outcome.parity,
+        versions=package_versions(),
+        timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
+        peak_tree_bytes=peak_tree_bytes,
+        samples=_samples(job, outcome),
+    )
+
+
+def _candidate(variant: Variant, outcome: Outcome) -> Candidate:
+    return Candidate(
+        name=variant.name,
+        precision=variant.precision,
+        parameters=variant.shape.parameters(),
+        perplexity=variant.perplexity,
+        measurement=variant.measurement,
+        predicted_s=outcome.predictions.get((variant.name, variant.precision)),
+        delivered=(variant.name, variant.precision) == (outcome.delivered.name, outcome.delivered.precision),
+    )
+
+
+def _samples(job: Job, outcome: Outcome) -> dict[str, str]:
+    dense = next(variant for variant in outcome.variants if variant.name == "dense")
+    prompt = greedy_prompt(job)
+    tokenizer = load_tokenizer(job.source)
+    texts = {"prompt": prompt.tolist()}
+    for name, variant in (("dense", dense), ("delivered", outcome.delivered)):
+        texts[name] = continuation(variant, prompt, new_tokens=_SAMPLE_TOKENS)
+    return {name: str(tokenizer.decode(tokens)) for name, tokens in texts.items()}

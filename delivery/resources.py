@@ -1,0 +1,49 @@
+"""Peak memory of a whole process tree, sampled in the background."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+_INTERVAL_S = 0.2
+
+
+class TreeMemory:
+    """Context manager that samples the resident memory of this process and its children.
+
+    Attributes:
+        peak_bytes: largest sum seen; pages shared between processes count once for each.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> TreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        this = psutil.Process()
+        while not self._stop.is_set():
+            self.peak_bytes = max(self.peak_bytes, _resident(this))
+            self._stop.wait(_INTERVAL_S)
+
+
+def _resident(process: psutil.Process) -> int:
+    total = 0
+    for member in (process, *process.children(recursive=True)):
+        try:
+            total += int(member.memory_info().rss)
+        except psutil.Error:  # it ended between listing and asking
+            continue
+    return total

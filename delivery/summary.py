@@ -1,0 +1,132 @@
+"""What a delivery says on the screen: the comparison, the claim, the samples, how to run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prune_export.manifest import Candidate, Manifest
+from prune_export.target import Target
+from prune_export.units import format_bytes, format_duration
+
+LOUD_LOSS = 0.5  # a rise of perplexity above this share is shouted about
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A delivered artifact.
+
+    Attributes:
+        directory: where it lies.
+        manifest: what it is.
+        usage: lines that run it.
+        notes: what the user should know, a line each.
+    """
+
+    directory: Path
+    manifest: Manifest
+    usage: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def render(delivery: Delivery, *, quiet: bool) -> str:
+    """The closing text of the main command."""
+    manifest = delivery.manifest
+    lines = [table(manifest), "", claim(manifest), *delivery.notes]
+    if quiet:
+        return "\n".join([*lines, str(delivery.directory)])
+    if manifest.samples:
+        lines += ["", f"prompt     {_clip(manifest.samples['prompt'])}"]
+        lines += [
+            f"dense      {_clip(manifest.samples['dense'])}",
+            f"delivered  {_clip(manifest.samples['delivered'])}",
+        ]
+    return "\n".join([*lines, "", f"artifact: {delivery.directory}", *delivery.usage])
+
+
+def table(manifest: Manifest) -> str:
+    """The candidates side by side: latency, memory, parameters, perplexity."""
+    metric = timed_metric(manifest.target)
+    header = ("", "", f"{metric} p50", f"{metric} p90", "memory", "parameters", "perplexity", "")
+    rows = [header, *(_row(candidate, metric) for candidate in manifest.candidates)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def claim(manifest: Manifest) -> str:
+    """ "met: measured tpot p90 0.71 ms <= 0.75 ms", or the same as predicted."""
+    target = manifest.target
+    word = "met" if manifest.met else "not met"
+    if target.metric == "parameters":
+        return f"{word}: {manifest.figure:.1%} of the parameters removed >= {manifest.limit:.1%}"
+    show = format_bytes if target.metric == "memory" else format_duration
+    statistic = "" if target.metric == "memory" else f" {target.statistic}"
+    text = f"{word}: {manifest.claim} {target.metric}{statistic} {show(manifest.figure)} <= {show(manifest.limit)}"
+    if manifest.claim == "predicted":
+        word = "would meet" if manifest.met else "would miss"
+        text = (
+            f"predicted, not measured: {target.metric}{statistic} {show(manifest.figure)} {word} {show(manifest.limit)}"
+        )
+    return text + _against_dense(manifest)
+
+
+def timed_metric(target: Target) -> str:
+    """The latency that tables and plots show for a target: its own, or tpot for memory and ratio targets."""
+    return target.metric if target.metric in ("tpot", "ttft", "total") else "tpot"
+
+
+def speed(candidate: Candidate, metric: str, statistic: str) -> float | None:
+    """A candidate's latency in seconds, measured or else predicted; None if neither is known."""
+    if candidate.measurement is not None:
+        return candidate.measurement.percentile(metric, statistic)
+    return candidate.predicted_s
+
+
+def _against_dense(manifest: Manifest) -> str:
+    metric, statistic = timed_metric(manifest.target), manifest.target.statistic
+    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    dense = {item.precision: speed(item, metric, statistic) for item in manifest.candidates if item.name == "dense"}
+    own, figure = dense.get(delivered.precision), speed(delivered, metric, statistic)
+    known = {precision: value for precision, value in dense.items() if value is not None}
+    if delivered.name == "dense" or own is None or figure is None:
+        return ""
+    fastest = min(known, key=lambda precision: known[precision])
+    text = f"\n{own / figure:.2f}x the speed of dense {delivered.precision}"
+    if fastest != delivered.precision:
+        text += f", {known[fastest] / figure:.2f}x that of the fastest dense precision, {fastest}"
+        if figure > known[fastest]:
+            text += f": dense {fastest} is faster, consider --precision {fastest}"
+    else:
+        text += ", which is the fastest dense precision"
+    return text
+
+
+def _row(candidate: Candidate, metric: str) -> tuple[str, ...]:
+    measurement = candidate.measurement
+    if measurement is not None:
+        times = [format_duration(measurement.percentile(metric, statistic)) for statistic in ("p50", "p90")]
+        memory = format_bytes(measurement.peak_rss_bytes) if measurement.peak_rss_bytes else "-"
+    else:
+        predicted = "-" if candidate.predicted_s is None else f"~{format_duration(candidate.predicted_s)}"
+        times, memory = ["-", predicted], "-"
+    mark = "<- delivered" if candidate.delivered else ""
+    return (
+        candidate.name,
+        candidate.precision,
+        *times,
+        memory,
+        f"{candidate.parameters:,}",
+        f"{candidate.perplexity:.2f}",
+        mark,
+    )
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    left = [row[column].ljust(widths[column]) for column in (0, 1)]
+    right = [row[column].rjust(widths[column]) for column in range(2, len(row) - 1)]
+    return "  ".join([*left, *right, row[-1]]).rstrip()
+
+
+def _clip(text: str, limit: int = 110) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else f"{flat[: limit - 3]}..."

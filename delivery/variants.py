@@ -1,0 +1,135 @@
+"""Builds a model in every precision: export, parity gate, weight compression, perplexity through the result."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_export.delivery.request import Job, Variant
+from prune_export.errors import ParityError
+from prune_export.evaluate import ir_nll, torch_nll
+from prune_export.export.openvino_ir import export_openvino
+from prune_export.export.parity import (
+    check_against,
+    greedy_tokens_of,
+    ir_greedy_agreement,
+    parity_record,
+    torch_reference,
+)
+from prune_export.export.weights import compress
+from prune_export.manifest import ParityRecord
+from prune_export.shape import ModelShape
+
+_GREEDY_TOKENS = 128
+_GREEDY_PROMPT = 32
+# Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
+# hundredths and a few tenths; a wrong kernel costs whole nats.
+_NLL_LIMITS = {"fp32": 0.001, "int8": 0.25, "int4": 1.0}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One model, exported in one or more precisions.
+
+    Attributes:
+        variants: one entry a precision.
+        parity: what the gate found, by precision.
+        plain: directory of the fp32 export, from which further precisions are made.
+        expected: torch's greedy continuation of the check's prompt.
+        reference_nll: torch's mean token NLL on the first held-out window.
+    """
+
+    variants: dict[str, Variant]
+    parity: dict[str, ParityRecord]
+    plain: Path
+    expected: tuple[int, ...]
+    reference_nll: float
+
+
+def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], precisions: tuple[str, ...]) -> Build:
+    """Exports a model, passes it through the parity gate, compresses and scores it.
+
+    Args:
+        job: the delivery at work; results lie in its scratch directory.
+        name: "dense", or the name of a plan.
+        make: gives model, tokenizer and shape; the model is released before anything is compressed or scored.
+        precisions: weight precisions wanted.
+
+    Raises:
+        ParityError: the fp32 export does not compute what the model computes.
+    """
+    plain = job.work / name / "fp32"
+    prompt = greedy_prompt(job)
+    with job.progress.phase(f"{name}: exporting to OpenVINO"):
+        model, tokenizer, shape = make()
+        export_openvino(model, tokenizer, plain)
+    with job.progress.phase(f"{name}: parity with torch"):
+        reference = torch_reference(model)
+        expected = greedy_tokens_of(model, prompt, new_tokens=min(_GREEDY_TOKENS, shape.context - len(prompt)))
+        (reference_nll,) = torch_nll(model, job.evaluation[:1])
+        # The model and the compiled IR are never in memory together.
+        del model
+        gc.collect()
+        errors, tolerance = check_against(reference, plain)
+    record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0)
+    made = Build({}, {"": record}, plain, tuple(expected), reference_nll)
+    for precision in precisions:
+        made = compressed(job, made, precision, name=name, shape=shape)
+    return made
+
+
+def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: ModelShape | None = None) -> Build:
+    """The same build with one more precision.
+
+    Args:
+        job: the delivery at work.
+        made: the build so far.
+        precision: weight precision to add.
+        name, shape: of the model; those of the variants already there unless told.
+    """
+    first = next(iter(made.variants.values()), None)
+    name = name or (first.name if first else "")
+    shape = shape or (first.shape if first else job.shape)
+    directory = made.plain if precision == "fp32" else made.plain.parent / precision
+    if precision != "fp32":
+        with job.progress.phase(f"{name}: compressing weights to {precision}"):
+            compress(made.plain, directory, precision=precision, group_size=job.profile.int4_group)
+    with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
+        agreement = ir_greedy_agreement(directory, greedy_prompt(job), made.expected, precision=precision)
+        threads = job.threads if job.measured else 0
+        nll = ir_nll(directory, job.evaluation, precision=precision, threads=threads, progress=job.progress)
+    gate = next(iter(made.parity.values()))
+    error = nll[0] - made.reference_nll
+    check_nll(error, precision=precision, name=name)
+    prompt = tuple(greedy_prompt(job).tolist())
+    record = replace(gate, greedy_agreement=agreement, prompt=prompt, nll_error=error)
+    variant = Variant(name, precision, directory, shape, exp(statistics.fmean(nll)))
+    parity = {key: value for key, value in made.parity.items() if key} | {precision: record}
+    return replace(made, variants={**made.variants, precision: variant}, parity=parity)
+
+
+def check_nll(error: float, *, precision: str, name: str) -> None:
+    """The gate in the delivered precision: catches a runtime whose kernels compute something else.
+
+    Raises:
+        ParityError: the NLL differs from torch's by more than rounding the weights to this precision explains.
+    """
+    limit = _NLL_LIMITS[precision]
+    if not abs(error) <= limit:
+        raise ParityError(
+            f"{name} in {precision}: mean NLL differs from torch's by {error:+.3f} on held-out text, {limit:g} is "
+            "allowed: the runtime computes something else on this processor; try another --precision"
+        )
+
+
+def greedy_prompt(job: Job) -> NDArray[np.int64]:
+    """The prompt of greedy checks and samples, from the evaluation text: [T]."""
+    return job.evaluation[0, : min(_GREEDY_PROMPT, job.evaluation.shape[1] // 2)]

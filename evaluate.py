@@ -1,0 +1,183 @@
+"""Perplexity of a checkpoint through torch, or of an exported artifact through its own runtime."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_export.errors import BadInputError
+from prune_export.manifest import IR_FOLDER, MANIFEST, Manifest
+from prune_export.progress import Progress
+from prune_export.records import to_json
+from prune_export.shape import ModelShape
+from prune_export.texts import load_text, token_windows
+
+PAPER_WINDOW = 2048
+_LOGITS_BYTES = 200 * 2**20
+# Scoring costs about this many operations by default: seconds on two cores, whatever the model's size.
+_DEFAULT_FLOPS = 4e12
+_FEWEST_TOKENS, _MOST_TOKENS = 4096, 65536
+IR_FILE = "openvino_model.xml"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Perplexity as the papers compute it: exp of the mean token NLL over non-overlapping windows.
+
+    Attributes:
+        model: what was scored, as the user named it.
+        through: "torch" or "openvino".
+        precision: weight precision.
+        text: name and digest of the text, and the Python version where it is the standard library's.
+        window_tokens: length of a window; its first token is context only.
+        nll: mean token NLL of each window, in text order, so that two evaluations can be compared pairwise.
+    """
+
+    model: str
+    through: str
+    precision: str
+    text: dict[str, str]
+    window_tokens: int
+    nll: tuple[float, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean over windows."""
+        return math.exp(statistics.fmean(self.nll))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the perplexity from the spread over windows (delta method); nan for one window."""
+        if len(self.nll) < 2:
+            return float("nan")
+        return self.perplexity * statistics.stdev(self.nll) / math.sqrt(len(self.nll))
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        figures = {"perplexity": self.perplexity, "standard_error": self.standard_error}
+        return {**figures, **to_json(self)}
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.perplexity:.3f} +- {self.standard_error:.3f}  "
+            f"({self.model}, {self.precision} through {self.through}; {len(self.nll)} windows of "
+            f"{self.window_tokens} tokens of {self.text['name']}, digest {self.text['digest'][:12]})"
+        )
+
+
+def evaluate(
+    model: str,
+    *,
+    eval_text: str | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores a checkpoint or an artifact on held-out text.
+
+    Args:
+        model: checkpoint directory or hub id, delivered artifact, or directory with an OpenVINO IR.
+        eval_text: text file, JSONL file or data set name; None for the standard library's held-out modules.
+        tokens: tokens scored at most; None for an amount that fits the model's size.
+        window: tokens a window; None for 2048 or the model's context, whichever is less.
+        precision: weight precision of an IR that has no manifest.
+        threads: runtime threads, 0 for all cores.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: nothing loadable at `model`, or text shorter than a window.
+    """
+    from prune_export.prune.loading import load_config, load_tokenizer
+    from prune_export.prune.shapes import model_shape
+
+    report = progress or Progress(quiet=True)
+    directory, ir, held_precision = _locate(model, precision)
+    shape = model_shape(load_config(directory))
+    text = load_text(eval_text, "evaluation")
+    length = window or min(PAPER_WINDOW, shape.context)
+    if length > shape.context:
+        raise BadInputError(f"--window {length} exceeds the model's context of {shape.context}")
+    count = max(1, (tokens or default_tokens(shape)) // length)
+    windows = token_windows(text, load_tokenizer(directory), count=count, length=length)
+    with report.phase(f"scoring {windows.shape[0]} windows of {length} tokens"):
+        if ir is not None:
+            nll = ir_nll(ir, windows, precision=held_precision, threads=threads, progress=report)
+        else:
+            nll = _torch_nll(directory, windows, threads=threads, progress=report)
+    through = "torch" if ir is None else "openvino"
+    return Evaluation(model, through, held_precision, text.provenance(), length, nll)
+
+
+def default_tokens(shape: ModelShape) -> int:
+    """Tokens that scoring takes by default: about the same work for every model size."""
+    return int(min(_MOST_TOKENS, max(_FEWEST_TOKENS, _DEFAULT_FLOPS / (2 * shape.parameters()))))
+
+
+def ir_nll(
+    directory: Path, windows: NDArray[np.int64], *, precision: str, threads: int, progress: Progress
+) -> tuple[float, ...]:
+    """Mean token NLL of each window [N, T] through the OpenVINO IR in `directory`."""
+    from prune_export.benchmark.openvino_session import OpenVINOSession
+    from prune_export.benchmark.score import score
+
+    session = OpenVINOSession(directory, precision=precision, threads=threads)
+    session.load()
+    return score(session, windows, report=progress.update).nll_per_window
+
+
+def torch_nll(model: Any, windows: NDArray[np.int64], *, progress: Progress | None = None) -> tuple[float, ...]:
+    """Mean token NLL of each window [N, T] through a causal language model in torch.
+
+    Raises:
+        BadInputError: non-finite logits.
+    """
+    import torch
+
+    result: list[float] = []
+    for done, row in enumerate(windows):
+        ids = torch.from_numpy(row)[None]
+        with torch.inference_mode():
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+            chunk = max(1, _LOGITS_BYTES // (4 * model.lm_head.out_features))
+            total = 0.0
+            for start in range(0, hidden.shape[0], chunk):
+                logits = model.lm_head(hidden[start : start + chunk]).float()
+                wanted = ids[0, 1 + start : 1 + start + logits.shape[0]]
+                total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        if not math.isfinite(total):
+            raise BadInputError(f"window {done} gives a loss of {total}: the model's weights or activations overflow")
+        result.append(total / hidden.shape[0])
+        if progress is not None:
+            progress.update(done + 1, len(windows))
+    return tuple(result)
+
+
+def _torch_nll(directory: Path, windows: NDArray[np.int64], *, threads: int, progress: Progress) -> tuple[float, ...]:
+    import torch
+
+    from prune_export.prune.checkpoint import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    return torch_nll(load(directory), windows, progress=progress)
+
+
+def _locate(model: str, precision: str | None) -> tuple[Path, Path | None, str]:
+    """Directory with config and tokenizer, directory with the IR or None, and the precision."""
+    path = Path(model)
+    if (path / MANIFEST).is_file():
+        manifest = Manifest.load(path)
+        return path / IR_FOLDER, path / IR_FOLDER, manifest.precision
+    if (path / IR_FILE).is_file():
+        return path, path, precision or "fp32"
+    from prune_export.prune.sources import resolve_source
+
+    return resolve_source(model), None, "fp32"
