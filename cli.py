@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import signal
 import sys
 import traceback
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         command.add_arguments(parser)
         commands.add_common(parser)
-        return command.run(parser.parse_args(_join_values(rest)))
+        parsed = parser.parse_args(_join_values(rest))
+        parsed.command = shlex.join(["prune-export", *arguments])
+        del sys.argv[1:]  # OpenVINO's converter looks there for --verbose and would print pages
+        return command.run(parsed)
     except PruneExportError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +136,7 @@ def _run_main(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         force=arguments.force,
         require_measured=arguments.require_measured,
-        command=shlex.join(["prune-export", *sys.argv[1:]]),
+        command=arguments.command,
     )
     from prune_export.deliver import deliver
     from prune_export.delivery.summary import render

@@ -151,8 +151,8 @@ class Round:
 
     Attributes:
         precision: weight precision that was pruned for.
-        budget: what the plan was allowed to cost, in seconds of the target's metric by the latency table.
-        predicted: what the table said of the plan found.
+        budget: what the plan was allowed to cost by the latency table.
+        predicted: what the table, corrected by what was measured before, said of the plan found.
         measured: what the artifact took.
         perplexity: its held-out perplexity.
         met: measured within the limit.

@@ -34,6 +34,7 @@ class Trial(Generic[Plan]):
     Attributes:
         proposal: what was tried.
         budget: what the search was allowed, in table units.
+        expected: what the corrected table said: the proposal's prediction times the scale known before the trial.
         measured: the metric's figure.
         limit: the limit in force (a speed-up's limit follows the baseline measured beside the trial).
         perplexity: held-out perplexity.
@@ -41,6 +42,7 @@ class Trial(Generic[Plan]):
 
     proposal: Proposal[Plan]
     budget: float
+    expected: float
     measured: float
     limit: float
     perplexity: float
@@ -61,7 +63,7 @@ def correct(
     *,
     scale: float,
     propose: Callable[[float], Proposal[Plan]],
-    attempt: Callable[[Proposal[Plan], float], Trial[Plan]],
+    attempt: Callable[[Proposal[Plan], float, float], Trial[Plan]],
     rounds: int,
 ) -> tuple[Trial[Plan], ...]:
     """Runs at most `rounds` trials and returns all of them in order.
@@ -70,7 +72,7 @@ def correct(
         limit: the metric's limit as known before the first trial.
         scale: measured / predicted of the dense model: what a table unit is worth.
         propose: the best plan within a budget in table units; raises InfeasibleError.
-        attempt: builds and measures a proposal; the second argument is its budget.
+        attempt: builds and measures a proposal; the other arguments are its budget and the expected figure.
         rounds: trials at most.
 
     Raises:
@@ -80,13 +82,13 @@ def correct(
     tried: set[str] = set()
     low, high = 0.0, float("inf")  # budgets known to meet, known to miss
     budget = limit * (1.0 - MARGIN) / scale
+    proposal = _first(propose, budget, limit / scale)
     while len(trials) < rounds:
-        try:
-            proposal = propose(budget)
-        except InfeasibleError:
-            if not trials:
-                raise
-            break
+        if trials or tried:
+            try:
+                proposal = propose(budget)
+            except InfeasibleError:
+                break
         if proposal.key in tried:
             # The search's steps are coarser than the bracket: a met plan is final, a missed one needs a smaller budget.
             if any(trial.proposal.key == proposal.key and trial.met for trial in trials):
@@ -97,19 +99,28 @@ def correct(
                 break
             continue
         tried.add(proposal.key)
-        trial = attempt(proposal, budget)
+        trial = attempt(proposal, budget, proposal.predicted * scale)
         trials.append(trial)
+        scale = trial.measured / proposal.predicted
         if trial.met:
             low = max(low, budget)
             if trial.undershoot <= CLOSE_ENOUGH:
                 break
         else:
             high = min(high, budget)
-        following = _next_budget(trial, low, high)
+        following = _next_budget(trial.limit, scale, low, high)
         if following is None:
             break
         budget = following
     return tuple(trials)
+
+
+def _first(propose: Callable[[float], Proposal[Plan]], wanted: float, most: float) -> Proposal[Plan]:
+    """The plan for the wanted budget, or where nothing is that small, for the whole limit."""
+    try:
+        return propose(wanted)
+    except InfeasibleError:
+        return propose(most)
 
 
 def best(trials: tuple[Trial[Plan], ...]) -> Trial[Plan] | None:
@@ -118,9 +129,8 @@ def best(trials: tuple[Trial[Plan], ...]) -> Trial[Plan] | None:
     return min(met, key=lambda trial: trial.perplexity) if met else None
 
 
-def _next_budget(trial: Trial[Plan], low: float, high: float) -> float | None:
-    scale = trial.measured / trial.proposal.predicted
-    wanted = trial.limit * (1.0 - MARGIN) / scale
+def _next_budget(limit: float, scale: float, low: float, high: float) -> float | None:
+    wanted = limit * (1.0 - MARGIN) / scale
     ceiling = high * (1.0 - _SMALLEST_STEP) if high < float("inf") else wanted
     budget = min(wanted, ceiling)
     if low > 0.0:

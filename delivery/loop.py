@@ -166,10 +166,10 @@ class Pruning:
         plan, predicted = self._searcher.plan(budget)
         return Proposal(plan, plan_key(plan), predicted)
 
-    def _attempt(self, share: float) -> Callable[[Proposal[PrunePlan], float], Trial[PrunePlan]]:
+    def _attempt(self, share: float) -> Callable[[Proposal[PrunePlan], float, float], Trial[PrunePlan]]:
         """A trial against `share` of the limit in force."""
 
-        def run(proposal: Proposal[PrunePlan], budget: float) -> Trial[PrunePlan]:
+        def run(proposal: Proposal[PrunePlan], budget: float, expected: float) -> Trial[PrunePlan]:
             variant = self._built(proposal).variants[self._precision]
             title = f"round {len(self._rounds) + 1}: measuring against dense {self._precision}"
             memory = self._job.request.target.metric == "memory"
@@ -177,7 +177,8 @@ class Pruning:
                 self._job, [self._baseline, variant], title=title, rounds=ROUNDS, sample_memory=memory
             )
             limit = self._limit(base) * share
-            trial = Trial(proposal, budget, figure(self._job, _required(candidate)), limit, variant.perplexity)
+            reached = figure(self._job, _required(candidate))
+            trial = Trial(proposal, budget, expected, reached, limit, variant.perplexity)
             self._record(trial)
             return trial
 
@@ -205,7 +206,7 @@ class Pruning:
             Round(
                 precision=self._precision,
                 budget=trial.budget,
-                predicted=trial.proposal.predicted,
+                predicted=trial.expected,
                 measured=trial.measured,
                 perplexity=trial.perplexity,
                 met=trial.met,
@@ -213,7 +214,7 @@ class Pruning:
         )
         target = self._job.request.target
         self._job.progress.note(
-            f"round {len(self._rounds)}: predicted {_show(target, trial.proposal.predicted)}, measured "
+            f"round {len(self._rounds)}: predicted {_show(target, trial.expected)}, measured "
             f"{_show(target, trial.measured)}, limit {_show(target, trial.limit)}, perplexity {trial.perplexity:.2f}: "
             f"{'met' if trial.met else 'missed'}"
         )
@@ -254,7 +255,7 @@ class Pruning:
         limit = self._single_limit(dense_cost)
         plan, predicted = self._searcher.replayed() if self._job.request.plan else self._single_plan(limit, dense_cost)
         made = self._built(Proposal(plan, plan_key(plan), predicted))
-        trial = Trial(Proposal(plan, plan_key(plan), predicted), limit, predicted, limit, 0.0)
+        trial = Trial(Proposal(plan, plan_key(plan), predicted), limit, predicted, predicted, limit, 0.0)
         outcome = self._confirmed(trial, limit) if self._job.measured else self._predicted(made, plan, limit, predicted)
         if target.metric == "parameters":
             return replace(outcome, limit=target.limit or 0.0, figure=plan.ratio)

@@ -23,10 +23,10 @@ class Device:
         return Proposal(plan=float(size), key=f"{size:.6f}", predicted=float(size))
 
     def attempt(self, limit: float):
-        def run(proposal: Proposal[float], budget: float) -> Trial[float]:
+        def run(proposal: Proposal[float], budget: float, expected: float) -> Trial[float]:
             true = self.fixed + self.bias * proposal.plan
             measured = true * (1 + self.noise * self.random.standard_normal())
-            return Trial(proposal, budget, float(measured), limit, perplexity=10.0 / proposal.plan)
+            return Trial(proposal, budget, expected, float(measured), limit, perplexity=10.0 / proposal.plan)
 
         return run
 
@@ -46,9 +46,9 @@ def test_a_biased_table_is_corrected_to_a_close_fit(bias: float, fixed: float, l
 def test_the_least_perplexity_among_those_that_met_is_best() -> None:
     proposal = Proposal(1.0, "a", 1.0)
     trials = (
-        Trial(proposal, 1.0, 0.9, 1.0, perplexity=12.0),
-        Trial(proposal, 1.0, 0.8, 1.0, perplexity=11.0),
-        Trial(proposal, 1.0, 1.1, 1.0, perplexity=10.0),
+        Trial(proposal, 1.0, 1.0, 0.9, 1.0, perplexity=12.0),
+        Trial(proposal, 1.0, 1.0, 0.8, 1.0, perplexity=11.0),
+        Trial(proposal, 1.0, 1.0, 1.1, 1.0, perplexity=10.0),
     )
     assert best(trials) is trials[1]
     assert best(trials[2:]) is None

@@ -1,0 +1,66 @@
+"""Tiny models, checkpoints and texts that the tests of several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = "the model reads a word and writes another one while the clock of the small machine ticks on"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals of the tests stay out of the user's cache."""
+    monkeypatch.setenv("PRUNE_EXPORT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Some thousand words that follow no pattern but a fixed seed."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    return " ".join(random.choice(WORDS.split(), 6000)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(text: str) -> Any:
+    """Byte-level BPE of 320 entries."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) -> Path:
+    """A random Llama of 4 layers, hidden 64, 4 query and 2 KV heads, MLP 128, context 256."""
+    from prune_export.prune.checkpoint import save_checkpoint
+    from prune_export.prune.synthetic import random_model
+    from prune_export.shape import LayerShape, ModelShape
+
+    layers = tuple(LayerShape(4, 2, 128) for _ in range(4))
+    shape = ModelShape("llama", 64, 16, len(word_tokenizer), True, layers, context=256)
+    directory = tmp_path_factory.mktemp("model") / "tiny-llama"
+    directory.mkdir()
+    save_checkpoint(random_model(shape, seed=0), word_tokenizer, directory)
+    return directory

@@ -1,0 +1,298 @@
+"""The main job from checkpoint to artifact.
+
+Two devices: this machine, really measured, where the outcome does not hang on its speed; and a simulated one whose
+latency is exactly linear in the bytes of the weights, so that every decision of the loop can be checked.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prune_export.benchmark.measure import Subject
+from prune_export.deliver import deliver
+from prune_export.delivery import bench, latency
+from prune_export.delivery.request import Request, SearchSettings
+from prune_export.delivery.summary import Delivery, render
+from prune_export.errors import BadInputError, InfeasibleError, ParityError
+from prune_export.manifest import Manifest, Measurement
+from prune_export.plan import PrunePlan
+from prune_export.progress import Progress
+from prune_export.target import Target, Workload
+from prune_export.verify import verify
+
+FIXED_S, PER_BYTE_S = 1e-3, 1e-8
+
+
+def fake_measure_together(
+    subjects: Sequence[Subject], *, rounds: int, workload: Workload, **_: Any
+) -> list[Measurement]:
+    """A device without noise: every token takes a fixed time and a time for each byte of the weights."""
+    results = []
+    for subject in subjects:
+        weights = (subject.directory / "openvino_model.bin").stat().st_size
+        seconds = FIXED_S + PER_BYTE_S * weights
+        results.append(
+            Measurement(
+                artifact=str(subject.directory), profile="host", host={"processor": "simulated", "cores": "1"},
+                runtime="openvino", precision=subject.precision, threads=1, workload=workload,
+                ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * (workload.new_tokens - 1),
+                load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
+                rss_rise_bytes=2 * weights, versions={},
+            )
+        )  # fmt: skip
+    return results
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
+    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+
+
+@pytest.fixture
+def request_(checkpoint: Path, text_file: Path, tmp_path: Path) -> Request:
+    return Request(
+        model=str(checkpoint),
+        device="host",
+        target=Target("tpot", None, speedup=1.2),
+        workload=Workload(prompt_tokens=16, new_tokens=8),
+        output=tmp_path / "out",
+        search=SearchSettings(mlp_group=16, calibration_windows=4, calibration_length=64),
+        calibration=str(text_file),
+        eval_text=str(text_file),
+        eval_tokens=1024,
+        command="prune-export (test)",
+    )
+
+
+def tpot(manifest: Manifest, name: str, precision: str) -> float:
+    (candidate,) = [item for item in manifest.candidates if (item.name, item.precision) == (name, precision)]
+    assert candidate.measurement is not None
+    return candidate.measurement.percentile("tpot", "p90")
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request) -> None:
+    delivery = deliver(request_)
+    manifest = delivery.manifest
+    assert (manifest.claim, manifest.met, manifest.precision) == ("measured", True, "int8")
+    dense, pruned = tpot(manifest, "dense", "int8"), tpot(manifest, "pruned", "int8")
+    assert manifest.limit == pytest.approx(dense / 1.2)
+    assert manifest.figure == pruned
+    # One MLP group of 16 channels is 3 * 64 * 16 bytes of 230 kB: the loop can come within a few percent.
+    assert 0.93 * manifest.limit <= pruned <= manifest.limit
+    assert [(item.name, item.precision) for item in manifest.candidates] == [
+        ("dense", "fp32"), ("dense", "int8"), ("pruned", "fp32"), ("pruned", "int8"),
+    ]  # fmt: skip
+    assert manifest.shape.parameters() < manifest.dense_parameters
+    assert [candidate.delivered for candidate in manifest.candidates] == [False, False, False, True]
+    assert manifest.rounds
+    assert manifest.rounds[-1].met
+
+
+@pytest.mark.usefixtures("simulated")
+def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
+    delivery = deliver(request_)
+    directory = delivery.directory
+    assert Manifest.load(directory) == delivery.manifest
+    plan = PrunePlan.load(directory / "plan.json")
+    assert plan.digest() == delivery.manifest.plan_digest
+    assert plan.target == delivery.manifest.shape
+    for name in ("openvino/openvino_model.xml", "openvino/openvino_tokenizer.xml", "openvino/openvino_detokenizer.xml",
+                 "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json"):  # fmt: skip
+        assert name in delivery.manifest.files
+    assert "files as in the manifest" in verify(directory)
+    assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
+    text = render(delivery, quiet=False)
+    assert "met: measured tpot p90" in text
+    assert "<- delivered" in text
+    assert "LLMPipeline" in text
+    weights = directory / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    (directory / "extra").write_text("x")
+    with pytest.raises(BadInputError, match=r"changed: checkpoint/model.safetensors; not listed: extra"):
+        verify(directory)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_dense_precision_that_meets_the_target_is_delivered_and_said(request_: Request) -> None:
+    generous = deliver(replace(request_, target=Target("tpot", 1.0)))
+    assert generous.manifest.precision == "fp32"
+    assert generous.manifest.plan_digest == ""
+    assert generous.manifest.met
+    assert any("already meets the target" in note for note in generous.notes)
+    fp32, int8 = (tpot(generous.manifest, "dense", precision) for precision in ("fp32", "int8"))
+    between = deliver(replace(request_, target=Target("tpot", (fp32 + int8) / 2), force=True))
+    assert between.manifest.precision == "int8"
+    assert between.manifest.plan_digest == ""
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_latency_below_dense_int8_is_reached_by_pruning(request_: Request) -> None:
+    dense = tpot(deliver(replace(request_, target=Target("tpot", 1.0))).manifest, "dense", "int8")
+    for share in (0.95, 0.8):
+        limit = FIXED_S + (dense - FIXED_S) * share
+        manifest = deliver(replace(request_, target=Target("tpot", limit), force=True)).manifest
+        assert manifest.figure <= limit
+        assert manifest.claim == "measured"
+        assert manifest.plan_digest
+
+
+@pytest.mark.usefixtures("simulated")
+def test_an_infeasible_target_names_the_best_reachable_and_publishes_nothing(request_: Request) -> None:
+    with pytest.raises(
+        InfeasibleError, match=r"cannot be reached; the smallest model takes .* at perplexity"
+    ) as caught:
+        deliver(replace(request_, target=Target("tpot", 1.1e-3)))
+    assert caught.value.exit_code == 3
+    assert request_.output is not None
+    assert not request_.output.exists()
+    assert [path.name for path in request_.output.parent.iterdir()] == ["cache"]
+
+
+@pytest.mark.usefixtures("simulated")
+def test_more_quality_loss_than_allowed_is_infeasible(request_: Request) -> None:
+    with pytest.raises(InfeasibleError, match=r"--max-quality-loss allows 0.0%"):
+        deliver(replace(request_, target=Target("parameters", 0.3), max_quality_loss=1e-9))
+
+
+@pytest.mark.usefixtures("simulated")
+def test_ratio_and_memory_targets(request_: Request) -> None:
+    ratio = deliver(replace(request_, target=Target("parameters", 0.2))).manifest
+    assert ratio.met
+    assert 1 - ratio.shape.parameters() / ratio.dense_parameters == ratio.figure >= 0.2
+    dense = next(item.measurement for item in ratio.candidates if (item.name, item.precision) == ("dense", "int8"))
+    assert dense is not None
+    limit = float(dense.peak_rss_bytes) - 60_000
+    memory = deliver(replace(request_, target=Target("memory", limit), force=True)).manifest
+    assert memory.met
+    assert memory.figure <= limit
+    assert memory.plan_digest
+
+
+@pytest.mark.usefixtures("simulated")
+def test_an_edited_plan_is_replayed(request_: Request, tmp_path: Path) -> None:
+    first = deliver(request_)
+    plan = PrunePlan.load(first.directory / "plan.json")
+    smaller = replace(plan, keep=(replace(plan.keep[0], mlp_channels=()), *plan.keep[1:]))
+    smaller.save(tmp_path / "edited.json")
+    again = deliver(replace(request_, plan=tmp_path / "edited.json", force=True))
+    assert again.manifest.shape.layers[0].mlp_width == 0
+    assert again.manifest.shape.layers[1:] == first.manifest.shape.layers[1:]
+
+
+def test_another_device_is_delivered_as_predicted(request_: Request) -> None:
+    delivery = deliver(replace(request_, device="gpu-cuda", target=Target("tpot", None, speedup=1.1)))
+    manifest = delivery.manifest
+    assert manifest.claim == "predicted"
+    assert all(candidate.measurement is None for candidate in manifest.candidates)
+    assert manifest.figure <= manifest.limit
+    text = render(delivery, quiet=False)
+    assert "predicted, not measured" in text
+    assert "met: measured" not in text
+    with pytest.raises(BadInputError, match="--require-measured"):
+        deliver(replace(request_, device="gpu-cuda", require_measured=True, force=True))
+
+
+def test_this_machine_is_really_measured(request_: Request) -> None:
+    manifest = deliver(replace(request_, target=Target("total", 60.0))).manifest
+    assert manifest.claim == "measured"
+    assert manifest.met
+    for candidate in manifest.candidates:
+        assert candidate.measurement is not None
+        assert candidate.measurement.peak_rss_bytes > candidate.measurement.weights_bytes > 0
+        assert len(candidate.measurement.itl_s) == 7 * len(candidate.measurement.ttft_s)
+        assert "simulated" not in candidate.measurement.host["processor"]
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_broken_export_fails_the_gate_and_publishes_nothing(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from prune_export.delivery import variants
+
+    export = variants.export_openvino
+
+    def corrupted(model: Any, tokenizer: Any, directory: Path) -> None:
+        export(model, tokenizer, directory)
+        weights = np.fromfile(directory / "openvino_model.bin", np.float32)
+        weights[: weights.size // 2] += 0.01
+        weights.tofile(directory / "openvino_model.bin")
+
+    monkeypatch.setattr(variants, "export_openvino", corrupted)
+    with pytest.raises(ParityError) as caught:
+        deliver(request_)
+    assert caught.value.exit_code == 4
+    assert request_.output is not None
+    assert not request_.output.exists()
+
+
+class _Interrupting(Progress):
+    """Ctrl-C as the n-th phase begins."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(quiet=True)
+        self.begun: list[str] = []
+        self._at = at
+
+    def phase(self, name: str) -> Any:
+        self.begun.append(name)
+        if len(self.begun) == self._at:
+            raise KeyboardInterrupt
+        return super().phase(name)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_an_interruption_in_any_phase_leaves_nothing_and_the_next_run_delivers_the_same(
+    request_: Request, tmp_path: Path
+) -> None:
+    complete = _Interrupting(at=0)
+    whole = deliver(replace(request_, output=tmp_path / "whole"), progress=complete)
+    assert len(complete.begun) > 10
+    for number in range(1, len(complete.begun) + 1):
+        with pytest.raises(KeyboardInterrupt):
+            deliver(request_, progress=_Interrupting(at=number))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "whole"]
+    assert deliver(request_).manifest.plan_digest == whole.manifest.plan_digest
+
+
+def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "prune_export.cli", "--model", str(checkpoint), "--target-speedup", "1.2x",
+               "--calibration", str(text_file), "--eval-text", str(text_file), "-o", str(tmp_path / "out")]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "perplexity through the artifact" in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(lines) + err
+    assert err.splitlines()[-1].startswith("prune-export: interrupted")
+    assert "Traceback" not in err
+    assert out == ""
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_the_report_stands_alone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
+    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    delivery: Delivery = deliver(request_)
+    page = (delivery.directory / "report.html").read_text(encoding="utf8")
+    assert "met: measured tpot p90" in page
+    assert page.count("<svg") == 3
+    for outside in ("src=", "<link", "<script", "@import", "url(http"):
+        assert outside not in page
