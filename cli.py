@@ -15,6 +15,16 @@ from prune_export import commands
 from prune_export.errors import BadInputError, PruneExportError, nearest
 
 INTERRUPTED = 130
+EXTRA_PACKAGES = (
+    "torch",
+    "transformers",
+    "optimum",
+    "nncf",
+    "safetensors",
+    "tokenizers",
+    "matplotlib",
+    "openvino_genai",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("out of memory: close other programs, or use a smaller model or --calibration-windows", 1, verbose)
     except BrokenPipeError:
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA_PACKAGES:
+            return _unexpected(error, verbose)
+        return _fail(
+            f'{error.name} is not installed, this command needs it: pip install "prune-export[prune]"', 2, verbose
+        )
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(f"the disk is full ({error.filename or 'temporary files'}): free some space", 1, verbose)

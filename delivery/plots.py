@@ -12,6 +12,8 @@ from prune_export.plan import PrunePlan
 _COLOURS = {"dense": "#5b6770", "pruned": "#12715b"}
 _MARKERS = {"fp32": "o", "int8": "s", "int4": "^"}
 _LIMIT = "#b3261e"
+# Precisions of one model have nearly the same perplexity: their labels go above, below and to the side.
+_LABEL_OFFSETS = {"fp32": (-4, 11), "int8": (-4, -19), "int4": (11, -4)}
 
 
 def pareto(manifest: Manifest) -> str:
@@ -35,7 +37,7 @@ def pareto(manifest: Manifest) -> str:
         axes.annotate(
             f"{label}{' (delivered)' if candidate.delivered else ''}",
             (seconds * 1e3, candidate.perplexity),
-            xytext=(8, 4),
+            xytext=_LABEL_OFFSETS.get(candidate.precision, (8, 4)),
             textcoords="offset points",
             fontsize=9,
         )
@@ -85,20 +87,17 @@ def distributions(manifest: Manifest) -> str:
     metric = timed_metric(manifest.target)
     figure, axes = _axes(7.0, 3.0)
     delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    longest = 0.0
     for candidate in manifest.candidates:
         if candidate.measurement is None or candidate.precision != delivered.precision:
             continue
         ordered = sorted(candidate.measurement.samples(metric))
         shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
-        axes.step(
-            [value * 1e3 for value in ordered],
-            shares,
-            where="post",
-            color=_COLOURS.get(candidate.name, "#555"),
-            label=f"{candidate.name} {candidate.precision}",
-        )
-        longest = ordered[int(0.995 * (len(ordered) - 1))] * 1e3
-        axes.set_xlim(right=max(longest * 1.1, axes.get_xlim()[1] if axes.has_data() and len(axes.lines) > 1 else 0))
+        colour = _COLOURS.get(candidate.name, "#555")
+        label = f"{candidate.name} {candidate.precision}"
+        axes.step([value * 1e3 for value in ordered], shares, where="post", color=colour, label=label)
+        longest = max(longest, candidate.measurement.percentile(metric, "p99"))
+    axes.set_xlim(right=longest * 1.15e3)  # the last percent may reach far out
     axes.axhline(float(manifest.target.statistic[1:]) / 100, color="#999", linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"{metric} [ms]")
     axes.set_ylabel("share of samples")

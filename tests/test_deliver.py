@@ -227,7 +227,8 @@ def test_a_broken_export_fails_the_gate_and_publishes_nothing(
     def corrupted(model: Any, tokenizer: Any, directory: Path) -> None:
         export(model, tokenizer, directory)
         weights = np.fromfile(directory / "openvino_model.bin", np.float32)
-        weights[: weights.size // 2] += 0.01
+        middle = weights.size // 2  # well inside the layers' matrices
+        weights[middle : middle + 500] *= 1.5
         weights.tofile(directory / "openvino_model.bin")
 
     monkeypatch.setattr(variants, "export_openvino", corrupted)
