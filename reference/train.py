@@ -2,8 +2,8 @@
 
     python -m prune_export.reference.train --output DIR [--tokens 45e6] [--threads 2]
 
-About an hour on two cores.  Twenty tokens a parameter: an undertrained model is so redundant that every pruning
-method looks good on it.  A run that was stopped goes on from its last checkpoint in DIR/checkpoint.pt.
+About an hour on two cores (75 minutes beside other work).  Twenty tokens a parameter: an undertrained model is so
+redundant that every pruning method looks good on it.  A run that was stopped goes on from DIR/checkpoint.pt.
 """
 
 from __future__ import annotations

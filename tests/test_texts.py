@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prune_export import texts
+from prune_export.errors import BadInputError
+from prune_export.evaluate import evaluate
+
+
+def test_windows_are_pieces_of_the_text_spread_over_it(text_file: Path, word_tokenizer: Any) -> None:
+    text = texts.load_text(str(text_file), "evaluation")
+    stream = texts.encode(text, word_tokenizer)
+    windows = texts.token_windows(text, word_tokenizer, count=5, length=64)
+    assert windows.shape == (5, 64)
+    starts = [next(i for i in range(0, len(stream), 64) if np.array_equal(stream[i : i + 64], row)) for row in windows]
+    assert starts[0] == 0
+    assert starts[-1] == (len(stream) // 64 - 1) * 64
+    assert sorted(starts) == starts
+    assert texts.windows_digest(windows) != texts.windows_digest(windows[:4])
+
+
+def test_encoding_in_pieces_loses_no_text(word_tokenizer: Any) -> None:
+    document = "\n".join(f"line {number} of the text" for number in range(8000))
+    text = texts.Text("long", (document,), "")
+    assert word_tokenizer.decode(texts.encode(text, word_tokenizer)) == document
+
+
+def test_jsonl_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n\n{"content": "two"}\n')
+    assert texts.load_text(str(path), "calibration").documents == ("one", "two")
+    path.write_text('{"text": "one"}\n{"title": "two"}\n')
+    with pytest.raises(BadInputError, match=r"rows.jsonl:2 has no text"):
+        texts.load_text(str(path), "calibration")
+    path.write_text("{\n")
+    with pytest.raises(BadInputError, match=r"rows.jsonl:1 is no JSON"):
+        texts.load_text(str(path), "calibration")
+    path.write_text("\n")
+    with pytest.raises(BadInputError, match="holds no text"):
+        texts.load_text(str(path), "calibration")
+
+
+def test_data_sets_fail_fast_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in texts.DATASETS:
+        with pytest.raises(BadInputError, match="does not answer within 3 s"):
+            texts.load_text(name, "evaluation")
+
+
+def test_data_sets_take_the_papers_splits_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[Any, ...]] = []
+
+    def load(path: str, config: str | None = None, *, data_files: Any = None, split: str) -> Any:
+        asked.append((path, config, data_files, split))
+        column = next(row.column for row in texts.DATASETS.values() if row.path == path)
+        return datasets.Dataset.from_dict({column: [f"row {number}" for number in range(100)]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(texts, "_check_reachable", lambda name: None)
+    assert len(texts.load_text("wikitext2", "evaluation").documents) == 100
+    assert asked[-1] == ("Salesforce/wikitext", "wikitext-2-raw-v1", None, "test")
+    # 20% of the rows are split off with seed 42 and halved: the "test split" of SliceGPT's and MultiPruner's code.
+    assert len(texts.load_text("alpaca", "calibration").documents) == 10
+    texts.load_text("c4", "calibration")
+    assert asked[-1][2] == {"train": "en/c4-train.00000-of-01024.json.gz"}
+    texts.load_text("ptb", "evaluation")
+    assert asked[-1][3] == "test"
+
+
+def test_evaluation_equals_the_models_own_loss(checkpoint: Path, text_file: Path, word_tokenizer: Any) -> None:
+    import torch
+
+    from prune_export.prune.checkpoint import load
+
+    result = evaluate(str(checkpoint), eval_text=str(text_file), tokens=4 * 128, window=128)
+    windows = texts.token_windows(texts.load_text(str(text_file), "evaluation"), word_tokenizer, count=4, length=128)
+    model = load(checkpoint)
+    for nll, row in zip(result.nll, windows, strict=True):
+        ids = torch.from_numpy(row)[None]
+        with torch.no_grad():
+            # Two summation orders of the same fp32 losses.
+            assert nll == pytest.approx(float(model(input_ids=ids, labels=ids).loss), rel=1e-5)
+    assert result.perplexity == pytest.approx(float(np.exp(np.mean(result.nll))))
+    assert "4 windows of 128 tokens" in str(result)
+    assert json.loads(json.dumps(result.to_json()))["perplexity"] == result.perplexity
+    with pytest.raises(BadInputError, match="exceeds the model's context of 256"):
+        evaluate(str(checkpoint), eval_text=str(text_file), window=512)
