@@ -9,15 +9,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
-from prune_export.delivery.loop import Pruning
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
+from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable
-from prune_export.delivery.variants import Build
+from prune_export.delivery.single import first_proposal
+from prune_export.delivery.variants import Build, check_nll
+from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
-from prune_export.evaluate import evaluate
+from prune_export.evaluate import evaluate, ir_nll, torch_nll
 from prune_export.export.openvino_ir import export_openvino
 from prune_export.export.parity import (
     check_against,
@@ -54,12 +58,12 @@ def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
         InfeasibleError: nothing reaches the target.
     """
     report = progress or Progress(quiet=True)
-    with open_job(request, report) as job:
+    with TreeMemory() as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
-        search = Pruning(job, made, precision)
-        found = search.first_plan()
-        search.finished()
+        workshop = Workshop(job, made, precision)
+        found = first_proposal(workshop).plan
+        workshop.state.forget()
     return found
 
 
@@ -144,6 +148,8 @@ def export(
             export_openvino(checkpoint, tokenizer, plain)
         with report.phase("parity with torch"):
             expected = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
+            window = np.asarray([[*_PROMPT, *expected]], dtype=np.int64)
+            (reference,) = torch_nll(checkpoint, window)
             errors, tolerance = check_against(torch_reference(checkpoint), plain)
         with report.phase(f"writing {precision}"):
             if precision == "fp32":
@@ -151,6 +157,8 @@ def export(
             else:
                 compress(plain, stage, precision=precision)
         agreement = ir_greedy_agreement(stage, _PROMPT, expected, precision=precision)
+        (nll,) = ir_nll(stage, window, precision=precision, threads=0, progress=report)
+        check_nll(nll - reference, precision=precision, name=str(model))
     return parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=agreement)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prune_export.delivery.bench import measured
-from prune_export.delivery.loop import Outcome, decide
+from prune_export.delivery.loop import decide
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.publish import publish
 from prune_export.delivery.request import Job, Request
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.summary import LOUD_LOSS, Delivery
 from prune_export.delivery.variants import Build, build
+from prune_export.delivery.workshop import Outcome
 from prune_export.errors import InfeasibleError
 from prune_export.export.usage import usage_lines
+from prune_export.files import full_disk_explained
 from prune_export.manifest import IR_FOLDER
 from prune_export.progress import Progress
 from prune_export.prune.loading import load_model, load_tokenizer
@@ -34,13 +36,13 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         ParityError: the export does not compute what the model computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
-    with TreeMemory() as memory, open_job(request, report) as job:
+    with TreeMemory() as memory, open_job(request, report, memory) as job, full_disk_explained(job.output):
         if not job.measured:
             report.note(f"note: {job.mismatch}: figures are predicted, not measured")
         dense = baseline(job)
         outcome = decide(job, dense)
         loss = _quality_loss(job, outcome)
-        manifest = publish(job, outcome, peak_tree_bytes=memory.peak_bytes)
+        manifest = publish(job, outcome)
         if outcome.finish is not None:
             outcome.finish()
     usage = usage_lines(job.output / IR_FOLDER)

@@ -67,7 +67,7 @@ class Evaluation:
         return (
             f"perplexity {self.perplexity:.3f} +- {self.standard_error:.3f}  "
             f"({self.model}, {self.precision} through {self.through}; {len(self.nll)} windows of "
-            f"{self.window_tokens} tokens of {self.text['name']}, digest {self.text['digest'][:12]})"
+            f"{self.window_tokens} tokens of {provenance(self.text)})"
         )
 
 
@@ -114,6 +114,12 @@ def evaluate(
             nll = _torch_nll(directory, windows, threads=threads, progress=report)
     through = "torch" if ir is None else "openvino"
     return Evaluation(model, through, held_precision, text.provenance(), length, nll)
+
+
+def provenance(text: dict[str, str]) -> str:
+    """Name, digest and Python version of a text, as they stand beside every figure."""
+    python = f", Python {text['python']}" if "python" in text else ""
+    return f"{text['name']} (digest {text['digest'][:12]}{python})"
 
 
 def default_tokens(shape: ModelShape) -> int:
@@ -177,7 +183,9 @@ def _locate(model: str, precision: str | None) -> tuple[Path, Path | None, str]:
         manifest = Manifest.load(path)
         return path / IR_FOLDER, path / IR_FOLDER, manifest.precision
     if (path / IR_FILE).is_file():
-        return path, path, precision or "fp32"
+        from prune_export.benchmark.artifact import weight_precision
+
+        return path, path, precision or weight_precision(path / IR_FILE)
     from prune_export.prune.sources import resolve_source
 
     return resolve_source(model), None, "fp32"

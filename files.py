@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,9 @@ from prune_export.errors import BadInputError, PruneExportError
 from prune_export.units import format_bytes
 
 _CHUNK = 1 << 20
+_FULL_BYTES = 16 << 20
+# A directory that --force may replace holds one of these: something that this package, or a tool like it, wrote.
+_OURS = ("manifest.json", "plan.json", "config.json", "openvino_model.xml")
 
 
 def sha256(path: Path) -> str:
@@ -29,12 +33,18 @@ def check_destination(directory: Path, *, force: bool) -> None:
     """Refuses a destination that cannot be written, before any work.
 
     Raises:
-        BadInputError: it exists and `force` is not given, it is a file, or its parent cannot be written.
+        BadInputError: it exists and `force` is not given, it is a file or holds something that no model directory
+            holds, or its parent cannot be written.
     """
     if directory.is_symlink() or directory.is_file():
         raise BadInputError(f"output {directory} is a file or a link, a directory is needed: choose another with -o")
     if directory.is_dir() and any(directory.iterdir()) and not force:
         raise BadInputError(f"output {directory} exists and is not empty: pass --force to replace it, or another -o")
+    if directory.is_dir() and any(directory.iterdir()) and not _replaceable(directory):
+        raise BadInputError(
+            f"output {directory} is no artifact or checkpoint (none of {', '.join(_OURS)} is in it) or holds the "
+            "current directory: --force will not delete it, choose another -o"
+        )
     parent = _existing_parent(directory)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInputError(f"output {directory} cannot be created: {parent} is not a writable directory")
@@ -63,7 +73,7 @@ def staged(directory: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         BadInputError: as `check_destination`.
-        PruneExportError: the disk refused a write.
+        PruneExportError: the disk is full.
     """
     check_destination(directory, force=force)
     try:
@@ -72,31 +82,57 @@ def staged(directory: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise BadInputError(f"output {directory} cannot be created: {error.strerror}") from None
     try:
-        yield stage
-        _sync(stage)
+        with full_disk_explained(directory):
+            yield stage
+            _sync(stage)
         stage.chmod(0o755)
         _replace(stage, directory)
-    except OSError as error:
-        raise PruneExportError(
-            f"writing {directory} failed: {error.strerror or error}; nothing was left there"
-        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def _replaceable(directory: Path) -> bool:
+    inside = directory.resolve()
+    return inside not in (Path.cwd(), *Path.cwd().parents) and any((directory / name).is_file() for name in _OURS)
+
+
 def _replace(stage: Path, directory: Path) -> None:
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-        directory.rename(old / directory.name)
-        try:
-            stage.rename(directory)
-        except OSError:
-            (old / directory.name).rename(directory)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
+    if not directory.exists():
         stage.rename(directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    directory.rename(old / directory.name)
+    try:
+        stage.rename(directory)
+    except BaseException:  # Ctrl-C between the two renames as well: the old content comes back
+        (old / directory.name).rename(directory)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_explained(directory: Path) -> Iterator[None]:
+    """Turns any error of the block into one about the disk, if the disk is full.
+
+    safetensors and OpenVINO report a failed write with error classes and words of their own.
+
+    Raises:
+        PruneExportError: the block failed and nothing is free where `directory` lies.
+    """
+    try:
+        yield
+    except PruneExportError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(_existing_parent(directory)).free
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if not full and free > _FULL_BYTES:
+            raise
+        raise PruneExportError(
+            f"No space left on device: {format_bytes(free)} free where {directory} lies; nothing was left there, "
+            "free some space or choose another -o"
+        ) from error
 
 
 def _sync(directory: Path) -> None:

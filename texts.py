@@ -66,6 +66,7 @@ class DatasetRow:
         column: the text column.
         splits: role to split; "alpaca" has no test split of its own and is split as SliceGPT and MultiPruner do.
         files: split to file, for sets too large to load whole.
+        revision: branch of the hub repository, where the main one needs code to load.
     """
 
     path: str
@@ -73,13 +74,14 @@ class DatasetRow:
     column: str
     splits: dict[str, str]
     files: dict[str, str] | None = None
+    revision: str | None = None
 
 
 DATASETS: dict[str, DatasetRow] = {
     "wikitext2": DatasetRow(
         "Salesforce/wikitext", "wikitext-2-raw-v1", "text", {"calibration": "train", "evaluation": "test"}
     ),
-    "alpaca": DatasetRow("tatsu-lab/alpaca", None, "text", {"calibration": "test", "evaluation": "test"}),
+    "alpaca": DatasetRow("tatsu-lab/alpaca", None, "text", {"calibration": "test", "evaluation": "validation"}),
     "c4": DatasetRow(
         "allenai/c4",
         None,
@@ -95,6 +97,7 @@ DATASETS: dict[str, DatasetRow] = {
         "penn_treebank",
         "sentence",
         {"calibration": "train", "evaluation": "test"},
+        revision="refs/convert/parquet",
     ),
 }
 
@@ -213,10 +216,11 @@ def _dataset(name: str, split: str) -> list[str]:
     try:
         if name == "alpaca":
             halves = datasets.load_dataset(row.path, split="train").train_test_split(test_size=0.2, seed=42)
-            loaded = halves["test"].train_test_split(test_size=0.5, seed=42)["train"]
+            rest = halves["test"].train_test_split(test_size=0.5, seed=42)
+            loaded = rest["train" if split == "test" else "test"]
         else:
             files = {split: row.files[split]} if row.files else None
-            loaded = datasets.load_dataset(row.path, row.config, data_files=files, split=split)
+            loaded = datasets.load_dataset(row.path, row.config, data_files=files, split=split, revision=row.revision)
     except Exception as error:  # noqa: BLE001  datasets raises anything from its builders and its HTTP stack
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInputError(f'data set "{name}" ({row.path}) cannot be loaded: {reason}') from None

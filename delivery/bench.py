@@ -13,7 +13,6 @@ from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.openvino_session import OpenVINOSession
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.summary import timed_metric
-from prune_export.manifest import Measurement
 
 ROUNDS = 3
 
@@ -32,7 +31,7 @@ def measured(
     """
     if not job.measured:
         return list(variants)
-    with job.progress.phase(title):
+    with job.progress.phase(title), job.memory.paused():
         results = measure_together(
             [Subject(variant.directory, variant.precision) for variant in variants],
             profile=job.profile,
@@ -42,14 +41,16 @@ def measured(
             sample_memory=sample_memory,
             progress=job.progress,
         )
+    job.memory.add(max(result.peak_rss_bytes for result in results))
     if warning := drift_warning(results[0], timed_metric(job.request.target)):
         job.progress.note(f"note: {warning}")
     return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
 
 
-def figure(job: Job, measurement: Measurement) -> float:
-    """What a measurement says of the target's metric: seconds, or bytes for a memory target."""
-    target = job.request.target
+def figure(job: Job, variant: Variant) -> float:
+    """What a variant's measurement says of the target's metric: seconds, or bytes for a memory target."""
+    target, measurement = job.request.target, variant.measurement
+    assert measurement is not None, f"{variant.name} {variant.precision} was not measured"
     if target.metric == "memory":
         return float(measurement.peak_rss_bytes)
     return measurement.percentile(timed_metric(target), target.statistic)

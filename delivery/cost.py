@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prune_export.delivery.latency import latency_table
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.state import RunState
 from prune_export.delivery.summary import timed_metric
 from prune_export.profiles.latency import LatencyTable
 from prune_export.shape import ModelShape
@@ -17,38 +18,45 @@ class Cost:
 
     Args:
         job: the delivery at work.
-        dense: the dense model in the precision that is pruned for.
+        variant: the dense model in the precision that is pruned for.
+        state: where a measured table is kept for a later run, or None.
     """
 
-    def __init__(self, job: Job, dense: Variant) -> None:
+    def __init__(self, job: Job, variant: Variant, state: RunState | None) -> None:
         self._job = job
-        self._dense = dense
-        self._table: LatencyTable | None = None
-        self.metric = job.request.target.metric
-
-    def predict(self, shape: ModelShape) -> float:
-        """Seconds, bytes or parameters."""
-        if self.metric == "parameters":
-            return float(shape.parameters())
-        if self.metric == "memory":
-            return self._memory(shape)
-        return self.table.predict(shape.layers, timed_metric(self._job.request.target), precision=self._dense.precision)
-
-    @property
-    def table(self) -> LatencyTable:
-        """Measured or estimated once, when first asked."""
-        if self._table is None:
-            self._table = latency_table(self._job, self._dense)
-        return self._table
+        self._variant = variant
+        self._state = state
+        self._table = state.known.table if state is not None else None
+        self._metric = job.request.target.metric
 
     @property
     def unit(self) -> str:
         """What the plan's cost counts."""
-        return {"parameters": "parameters", "memory": "bytes"}.get(self.metric, "seconds")
+        return {"parameters": "parameters", "memory": "bytes"}.get(self._metric, "seconds")
+
+    def predict(self, shape: ModelShape) -> float:
+        """Seconds, bytes of peak resident memory, or parameters."""
+        if self._metric == "parameters":
+            return float(shape.parameters())
+        if self._metric == "memory":
+            return self._memory(shape)
+        return self.latency(shape)
+
+    def latency(self, shape: ModelShape) -> float:
+        """Seconds of the latency that the target's tables show."""
+        metric = timed_metric(self._job.request.target)
+        return self._latency_table().predict(shape.layers, metric, precision=self._variant.precision)
+
+    def _latency_table(self) -> LatencyTable:
+        """Measured or estimated once, when first asked."""
+        if self._table is None:
+            self._table = latency_table(self._job, self._variant)
+            if self._state is not None:
+                self._state.learn(table=self._table)
+        return self._table
 
     def _memory(self, shape: ModelShape) -> float:
-        removed = (self._job.shape.parameters() - shape.parameters()) * _WEIGHT_BYTES[self._dense.precision]
-        measurement = self._dense.measurement
-        if measurement is not None:
-            return measurement.peak_rss_bytes - removed
-        return self._job.shape.parameters() * _WEIGHT_BYTES[self._dense.precision] - removed
+        measurement = self._variant.measurement
+        assert measurement is not None, "memory targets are for a measured host"
+        removed = self._job.shape.parameters() - shape.parameters()
+        return measurement.peak_rss_bytes - removed * _WEIGHT_BYTES[self._variant.precision]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prune_export.benchmark.measure import Subject, measure_together
@@ -58,7 +58,7 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
         for done, design in enumerate(designs):
             folders.append(_stack(job, design, dense.precision))
             job.progress.update(done + 1, len(designs), design.name)
-    with job.progress.phase("latency table: measuring"):
+    with job.progress.phase("latency table: measuring"), job.memory.paused():
         subjects = [Subject(path, dense.precision) for path in (dense.directory, *folders)]
         results = measure_together(
             subjects,
@@ -98,18 +98,24 @@ def _designs(shape: ModelShape, multiple: int) -> Iterator[_Design]:
         LayerShape(layer.query_heads, layer.kv_heads, 0) if gone else layer
         for layer, gone in zip(dense, every_other, strict=True)
     ))  # fmt: skip
-    full = dense[0]
+    width = max(layer.mlp_width for layer in dense)
     for share in _WIDTH_SHARES:
-        width = max(multiple, round(full.mlp_width * share / multiple) * multiple)
-        if 0 < width < full.mlp_width:
-            yield _Design(f"MLPs of {width}", tuple(_with_width(layer, width) for layer in dense))
-    group = full.query_heads // full.kv_heads
-    for heads in sorted({1, (full.kv_heads + 1) // 2} - {full.kv_heads}):
-        yield _Design(f"{heads} KV heads", tuple(LayerShape(heads * group, heads, layer.mlp_width) for layer in dense))
+        narrow = max(multiple, round(width * share / multiple) * multiple)
+        if 0 < narrow < width:
+            yield _Design(f"MLPs of {narrow}", tuple(_narrowed(layer, narrow) for layer in dense))
+    heads = max(layer.kv_heads for layer in dense)
+    for fewer in sorted({1, (heads + 1) // 2} - {heads}):
+        yield _Design(f"{fewer} KV heads", tuple(_with_heads(layer, fewer) for layer in dense))
 
 
-def _with_width(layer: LayerShape, width: int) -> LayerShape:
-    return LayerShape(layer.query_heads, layer.kv_heads, width)
+def _narrowed(layer: LayerShape, width: int) -> LayerShape:
+    return replace(layer, mlp_width=min(width, layer.mlp_width))
+
+
+def _with_heads(layer: LayerShape, heads: int) -> LayerShape:
+    if layer.kv_heads <= heads:
+        return layer
+    return replace(layer, query_heads=heads * (layer.query_heads // layer.kv_heads), kv_heads=heads)
 
 
 def _stack(job: Job, design: _Design, precision: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
+from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.search import replayable
 from prune_export.errors import BadInputError
 from prune_export.evaluate import PAPER_WINDOW, default_tokens
 from prune_export.files import check_destination, check_space
@@ -32,10 +36,11 @@ from prune_export.units import format_bytes
 
 _IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once imported
 _WORK_PREFIX = ".prune-export-"
+_ABANDONED_S = 24 * 3600.0
 
 
 @contextmanager
-def open_job(request: Request, progress: Progress) -> Iterator[Job]:
+def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterator[Job]:
     """Checks a request and yields the job; its scratch directory is removed when the block ends, however it ends.
 
     Raises:
@@ -47,17 +52,23 @@ def open_job(request: Request, progress: Progress) -> Iterator[Job]:
     reason = mismatch(profile, host_fingerprint())
     if reason and request.require_measured:
         raise BadInputError(f"--require-measured: {reason}; run it there, or use --device host")
+    if reason and request.target.metric == "memory":
+        raise BadInputError(f"--target-memory is measured, never estimated, and {reason}: run it there")
+    threads = _threads(request.threads, profile, measured=not reason)
     with progress.phase("checking the model"):
         source = resolve_source(request.model)
         shape = model_shape(load_config(source))
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
+        plan = replayable(request.plan, digest, shape) if request.plan is not None else None
     workload = request.workload.fitted(shape.context)
     if workload.prompt_tokens < request.workload.prompt_tokens:
         progress.note(
             f"note: prompt shortened from {request.workload.prompt_tokens} to {workload.prompt_tokens} tokens: "
             f"with {workload.new_tokens} new ones it fits the model's context of {shape.context}"
         )
+    if profile.latency_table is not None:
+        profile.latency_table.check(table_key(shape, workload))
     check_resources(shape, output)
     with progress.phase("reading the texts"):
         calibration_text = load_text(request.calibration, "calibration")
@@ -70,6 +81,10 @@ def open_job(request: Request, progress: Progress) -> Iterator[Job]:
             "warning: this model is calibrated on Python's standard library, which it may know little of: "
             "name text of its own kind with --calibration (and --eval-text)"
         )
+    elif evaluation_text.is_default and request.model != "reference":
+        progress.note("warning: this model is evaluated on Python's standard library: name other text with --eval-text")
+    if evaluation_text.digest == calibration_text.digest:
+        progress.note("warning: calibration and evaluation text are the same: perplexities will look too good")
     progress.note(f"calibration: {calibration.description}")
     with _work_directory(output) as work:
         yield Job(
@@ -81,14 +96,16 @@ def open_job(request: Request, progress: Progress) -> Iterator[Job]:
             measured=not reason,
             mismatch=reason,
             workload=workload,
-            threads=_threads(request.threads, profile, measured=not reason),
+            threads=threads,
             output=output,
             work=work,
             calibration=calibration,
             calibration_text=calibration_text,
             evaluation=evaluation,
             evaluation_text=evaluation_text,
+            plan=plan,
             progress=progress,
+            memory=memory,
         )
 
 
@@ -167,5 +184,6 @@ def _remove_abandoned(parent: Path) -> None:
     """Scratch directories of runs that were killed outright."""
     for path in parent.glob(f"{_WORK_PREFIX}*"):
         owner = path.name.removeprefix(_WORK_PREFIX).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        old = time.time() - path.stat().st_mtime > _ABANDONED_S  # on a shared volume the owner may live elsewhere
+        if old and owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(path, ignore_errors=True)

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 
 from prune_export.delivery.bench import continuation
-from prune_export.delivery.loop import Outcome
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.variants import greedy_prompt
+from prune_export.delivery.workshop import Outcome
 from prune_export.export.versions import package_versions
 from prune_export.files import sha256, staged
 from prune_export.manifest import (
@@ -33,7 +33,7 @@ from prune_export.prune.surgery import prune_model
 _SAMPLE_TOKENS = 48
 
 
-def publish(job: Job, outcome: Outcome, *, peak_tree_bytes: int) -> Manifest:
+def publish(job: Job, outcome: Outcome) -> Manifest:
     """Writes the artifact to the job's output, whole or not at all, and returns its manifest.
 
     Raises:
@@ -44,7 +44,7 @@ def publish(job: Job, outcome: Outcome, *, peak_tree_bytes: int) -> Manifest:
         _checkpoint(job, outcome, stage / CHECKPOINT_FOLDER)
         if outcome.plan is not None:
             outcome.plan.save(stage / PLAN_FILE)
-        manifest = _manifest(job, outcome, peak_tree_bytes)
+        manifest = _manifest(job, outcome)
         # The report is drawn from the manifest and the manifest lists the report, so the manifest is written twice.
         manifest.save(stage)
         write_report(stage)
@@ -72,7 +72,7 @@ def _stored_dtype(source: Path) -> torch.dtype:
         return tensor.dtype
 
 
-def _manifest(job: Job, outcome: Outcome, peak_tree_bytes: int) -> Manifest:
+def _manifest(job: Job, outcome: Outcome) -> Manifest:
     request = job.request
     met = outcome.figure >= outcome.limit if request.target.metric == "parameters" else outcome.figure <= outcome.limit
     return Manifest(
@@ -99,7 +99,7 @@ def _manifest(job: Job, outcome: Outcome, peak_tree_bytes: int) -> Manifest:
         parity=outcome.parity,
         versions=package_versions(),
         timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
-        peak_tree_bytes=peak_tree_bytes,
+        peak_tree_bytes=job.memory.peak_bytes,
         samples=_samples(job, outcome),
     )
 
@@ -111,7 +111,7 @@ def _candidate(variant: Variant, outcome: Outcome) -> Candidate:
         parameters=variant.shape.parameters(),
         perplexity=variant.perplexity,
         measurement=variant.measurement,
-        predicted_s=outcome.predictions.get((variant.name, variant.precision)),
+        predicted_s=(outcome.predictions or {}).get((variant.name, variant.precision)),
         delivered=(variant.name, variant.precision) == (outcome.delivered.name, outcome.delivered.precision),
     )
 

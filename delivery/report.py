@@ -40,8 +40,9 @@ def write_report(directory: Path) -> Path:
     plan_path = directory / PLAN_FILE
     plan = PrunePlan.load(plan_path) if plan_path.is_file() else None
     path = directory / REPORT_FILE
-    path.write_text(page(manifest, plan), encoding="utf8")
-    return path
+    fresh = path.with_suffix(".new")
+    fresh.write_text(page(manifest, plan), encoding="utf8")
+    return fresh.replace(path)
 
 
 def page(manifest: Manifest, plan: PrunePlan | None) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prune_export.delivery.resources import TreeMemory
 from prune_export.manifest import Measurement
+from prune_export.plan import PrunePlan
 from prune_export.profiles.device import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
@@ -107,7 +109,9 @@ class Job:
         calibration_text: where they come from.
         evaluation: held-out windows [N, T].
         evaluation_text: where they come from.
+        plan: the plan to replay, or None to search one.
         progress: where phases report to.
+        memory: samples the run's memory.
     """
 
     request: Request
@@ -125,7 +129,9 @@ class Job:
     calibration_text: Text
     evaluation: NDArray[np.int64]
     evaluation_text: Text
+    plan: PrunePlan | None
     progress: Progress
+    memory: TreeMemory
 
 
 @dataclass(frozen=True)

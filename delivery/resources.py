@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import psutil
@@ -15,12 +17,28 @@ class TreeMemory:
 
     Attributes:
         peak_bytes: largest sum seen; pages shared between processes count once for each.
+
+    While something is timed, sampling pauses, so that it takes no time from it; `add` then accounts for what ran.
     """
 
     def __init__(self) -> None:
         self.peak_bytes = 0
         self._stop = threading.Event()
+        self._pauses = 0
         self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No sampling during the block."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def add(self, bytes_: int) -> None:
+        """Counts a child that is gone: its own peak on top of this process as it is now."""
+        self.peak_bytes = max(self.peak_bytes, int(psutil.Process().memory_info().rss) + bytes_)
 
     def __enter__(self) -> TreeMemory:
         self._thread.start()
@@ -35,7 +53,8 @@ class TreeMemory:
     def _sample(self) -> None:
         this = psutil.Process()
         while not self._stop.is_set():
-            self.peak_bytes = max(self.peak_bytes, _resident(this))
+            if not self._pauses:
+                self.peak_bytes = max(self.peak_bytes, _resident(this))
             self._stop.wait(_INTERVAL_S)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
 from prune_export.prune.surgery import prune_model
-from prune_export.records import digest
 from prune_export.shape import ModelShape
 
 _MLP_STEPS = 12  # groups that a whole MLP is cut into by default
@@ -31,34 +29,38 @@ class Searcher:
         job: the delivery at work.
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
+        journal: file that makes a killed search go on, or None.
     """
 
-    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str) -> None:
+    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path | None) -> None:
         self._job = job
         self._cost = cost
         self._unit = unit
         self._search: MultiPruner | None = None
         self._evaluator: Evaluator | None = None
-        self._last: PrunePlan | None = None
+        self._journal = journal
+        self._last: tuple[float, PrunePlan] | None = None
 
     def plan(self, budget: float) -> tuple[PrunePlan, float]:
         """The best plan within a budget, and its cost.
 
-        A later budget keeps the blocks that the first plan removed and continues from there, which takes seconds.
+        A smaller budget than the last keeps the blocks that the last plan removed and goes on from there, which takes
+        seconds; a larger one may give blocks back and searches anew, from what was evaluated before.
 
         Raises:
             SearchInfeasibleError: nothing within the budget can be reached.
         """
         search = self._ready()
+        earlier = self._last[1] if self._last is not None and budget <= self._last[0] else None
         with self._job.progress.phase("searching the plan") as phase:
             try:
-                result = search.run(budget, blocks_from=self._last, progress=phase.update)
+                result = search.run(budget, blocks_from=earlier, progress=phase.update)
             except SearchInfeasibleError:
-                if self._last is None:
+                if earlier is None:
                     raise
                 result = search.run(budget, progress=phase.update)
         plan = self._made(result)
-        self._last = self._last or plan
+        self._last = (budget, plan)
         return plan, result.cost
 
     def smallest(self) -> tuple[PrunePlan, float]:
@@ -86,17 +88,6 @@ class Searcher:
             return self._made(result), error.lowest_cost
         raise AssertionError("a model of no cost was found")
 
-    def replayed(self) -> tuple[PrunePlan, float]:
-        """The plan that the request names, and its cost.
-
-        Raises:
-            BadInputError: unreadable, or made for another model.
-        """
-        path = self._job.request.plan
-        assert path is not None
-        plan = replayable(path, self._job.source_digest, self._job.shape)
-        return plan, self._cost(plan.target)
-
     def pruned(self, plan: PrunePlan) -> tuple[Any, Any, ModelShape]:
         """The physically smaller model, its tokenizer and its shape."""
         model = prune_model(load_model(self._job.source), plan)
@@ -106,10 +97,6 @@ class Searcher:
         """Frees the model; the next plan loads it again."""
         self._search = self._evaluator = None
         gc.collect()
-
-    def finished(self) -> None:
-        """Removes the journal: the artifact is out, nothing is left to resume."""
-        self._journal_path().unlink(missing_ok=True)
 
     def _ready(self) -> MultiPruner:
         if self._search is None:
@@ -125,7 +112,9 @@ class Searcher:
                     kv_group=settings.kv_group,
                     rule="perplexity" if self._unit == "parameters" else "price",
                     lazy=self._unit != "parameters",
-                    journal=JournalFile(self._journal_path(), job.source_digest, job.calibration.digest),
+                    journal=(
+                        JournalFile(self._journal, job.source_digest, job.calibration.digest) if self._journal else None
+                    ),
                 )
         return self._search
 
@@ -136,13 +125,6 @@ class Searcher:
             source_digest=self._job.source_digest,
             calibration_digest=self._job.calibration.digest,
         )
-
-    def _journal_path(self) -> Path:
-        job = self._job
-        key = digest([job.source_digest, job.calibration.digest, job.request.search, self._unit])
-        directory = cache_directory() / "journals"
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory / f"{key[:24]}.jsonl"
 
 
 def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:
@@ -168,11 +150,3 @@ def default_group(shape: ModelShape, multiple: int) -> int:
     step = max(1, width // _MLP_STEPS)
     unit = multiple if multiple and step >= multiple else 1 << max(0, step.bit_length() - 1)
     return max(1, round(step / unit) * unit)
-
-
-def cache_directory() -> Path:
-    """Where journals of unfinished runs are kept: PRUNE_EXPORT_CACHE, else the user's cache directory."""
-    named = os.environ.get("PRUNE_EXPORT_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prune-export"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prune_export.evaluate import provenance
 from prune_export.manifest import REPORT_FILE, Candidate, Manifest
 from prune_export.target import Target
 from prune_export.units import format_bytes, format_duration
@@ -41,6 +42,7 @@ def render(delivery: Delivery, *, quiet: bool) -> str:
             f"dense      {_clip(manifest.samples['dense'])}",
             f"delivered  {_clip(manifest.samples['delivered'])}",
         ]
+    lines += ["", f"calibrated on {provenance(manifest.calibration)}, scored on {provenance(manifest.evaluation)}"]
     lines += ["", f"artifact  {delivery.directory}", f"report    {delivery.directory / REPORT_FILE}"]
     *python, server = delivery.usage
     return "\n".join([*lines, "", "run it:", *(f"  {line}" for line in python), "or serve it:", f"  {server}"])

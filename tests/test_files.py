@@ -1,10 +1,11 @@
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
 
 from prune_export.errors import BadInputError, PruneExportError
-from prune_export.files import check_destination, check_space, sha256, staged
+from prune_export.files import check_destination, check_space, full_disk_explained, sha256, staged
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -20,18 +21,18 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
 def test_an_early_end_leaves_the_old_content(tmp_path: Path, stop: type[BaseException]) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("1")
+    (target / "config.json").write_text("1")
     with pytest.raises(stop), staged(target, force=True) as stage:
         (stage / "new").write_text("2")
         raise stop
-    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == ["config.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_force_replaces(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("1")
+    (target / "config.json").write_text("1")
     with staged(target, force=True) as stage:
         (stage / "new").write_text("2")
     assert [path.name for path in target.iterdir()] == ["new"]
@@ -39,16 +40,59 @@ def test_force_replaces(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(PruneExportError, match="No space left on device; nothing was left there") as caught:
+    with pytest.raises(PruneExportError, match=r"No space left on device: .* nothing was left there") as caught:
         with staged(tmp_path / "out", force=False):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 1
     assert not list(tmp_path.iterdir())
 
 
+def test_a_writers_own_error_is_explained_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="of another kind"), full_disk_explained(tmp_path):
+        raise RuntimeError("of another kind")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(PruneExportError, match="No space left on device: 0 B free"), full_disk_explained(tmp_path):
+        raise RuntimeError("serialization failed")
+
+
+def test_force_deletes_nothing_but_model_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_text("x")
+    with pytest.raises(BadInputError, match="--force will not delete it"):
+        check_destination(tmp_path / "photos", force=True)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "photos")
+    with pytest.raises(BadInputError, match="--force will not delete it"):
+        check_destination(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_an_end_between_the_two_renames_restores_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    rename = Path.rename
+
+    def stopped(self: Path, to: Path) -> Path:
+        if to == target and ".old." not in str(self):
+            raise stop
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(stop), staged(target, force=True) as stage:
+        (stage / "config.json").write_text("new")
+    assert (target / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_destinations_are_checked_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
+    (tmp_path / "full" / "config.json").write_text("{}")
     with pytest.raises(BadInputError, match="--force"):
         check_destination(tmp_path / "full", force=False)
     check_destination(tmp_path / "full", force=True)

@@ -55,7 +55,7 @@ def test_data_sets_take_the_papers_splits_and_columns(monkeypatch: pytest.Monkey
 
     asked: list[tuple[Any, ...]] = []
 
-    def load(path: str, config: str | None = None, *, data_files: Any = None, split: str) -> Any:
+    def load(path: str, config: str | None = None, *, data_files: Any = None, split: str, revision: Any = None) -> Any:
         asked.append((path, config, data_files, split))
         column = next(row.column for row in texts.DATASETS.values() if row.path == path)
         return datasets.Dataset.from_dict({column: [f"row {number}" for number in range(100)]})
@@ -65,7 +65,9 @@ def test_data_sets_take_the_papers_splits_and_columns(monkeypatch: pytest.Monkey
     assert len(texts.load_text("wikitext2", "evaluation").documents) == 100
     assert asked[-1] == ("Salesforce/wikitext", "wikitext-2-raw-v1", None, "test")
     # 20% of the rows are split off with seed 42 and halved: the "test split" of SliceGPT's and MultiPruner's code.
-    assert len(texts.load_text("alpaca", "calibration").documents) == 10
+    halves = [texts.load_text("alpaca", role).documents for role in ("calibration", "evaluation")]
+    assert [len(half) for half in halves] == [10, 10]
+    assert not set(halves[0]) & set(halves[1])
     texts.load_text("c4", "calibration")
     assert asked[-1][2] == {"train": "en/c4-train.00000-of-01024.json.gz"}
     texts.load_text("ptb", "evaluation")

@@ -28,6 +28,11 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14
     exit 1
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+log="$venv/install.log"
 echo "installing into $venv (torch, transformers, openvino, ...): a few minutes"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+if ! { "$venv/bin/python" -m pip install --disable-pip-version-check --upgrade pip &&
+    "$venv/bin/python" -m pip install --disable-pip-version-check -e ".[dev]"; } >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    echo "the installation failed, see $log" >&2
+    exit 1
+fi

@@ -1,0 +1,80 @@
+"""Deliveries of one plan without correction: a replayed plan, a ratio target, a prediction for another device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prune_export.delivery.bench import figure
+from prune_export.delivery.correction import Proposal
+from prune_export.delivery.cost import Cost
+from prune_export.delivery.workshop import Outcome, Workshop, proposal_of, show
+from prune_export.errors import InfeasibleError
+from prune_export.plan import PrunePlan
+
+
+def single(workshop: Workshop) -> Outcome:
+    """Builds one plan and says what it gives.
+
+    Raises:
+        InfeasibleError: no plan is small enough, or the replayed one misses the target.
+    """
+    job, target = workshop.job, workshop.target
+    replayed = job.plan
+    proposal = proposal_of(replayed, 0.0) if replayed is not None else first_proposal(workshop)
+    if target.metric == "parameters" and proposal.plan.ratio < (target.limit or 0.0):
+        raise InfeasibleError(
+            f"the plan removes {proposal.plan.ratio:.1%} of the parameters, {target.limit:.1%} are asked for: "
+            "remove more, or run without --plan"
+        )
+    outcome = workshop.closing(proposal, ()) if job.measured else _predicted(workshop, proposal)
+    if target.metric == "parameters":
+        return replace(outcome, limit=target.limit or 0.0, figure=proposal.plan.ratio)
+    if outcome.figure > outcome.limit:
+        raise InfeasibleError(
+            f"the plan gives {show(target, outcome.figure)}, the limit is {show(target, outcome.limit)}: "
+            "remove more, or run without --plan"
+        )
+    return outcome
+
+
+def first_proposal(workshop: Workshop) -> Proposal[PrunePlan]:
+    """The plan that meets the target by the cost alone, scaled to the dense model's own measurement if there is one.
+
+    Raises:
+        InfeasibleError: nothing is small enough.
+    """
+    job, target = workshop.job, workshop.target
+    dense_cost = workshop.cost.predict(job.shape)
+    if target.metric == "parameters":
+        budget = dense_cost * (1.0 - (target.limit or 0.0))
+    elif target.speedup is not None:
+        budget = dense_cost / target.speedup
+    else:
+        budget = target.limit or 0.0
+        if workshop.baseline.measurement is not None:
+            budget *= dense_cost / figure(job, workshop.baseline)
+    try:
+        return workshop.propose(budget)
+    except InfeasibleError:
+        raise workshop.infeasible(budget) from None
+
+
+def _predicted(workshop: Workshop, proposal: Proposal[PrunePlan]) -> Outcome:
+    workshop.searcher.release()
+    pruned = workshop.all_precisions(workshop.built(proposal))
+    variants = (*workshop.dense.variants.values(), *pruned.variants.values())
+    predictions = {
+        (variant.name, variant.precision): Cost(workshop.job, variant, None).latency(variant.shape)
+        for variant in variants
+    }
+    dense_cost = workshop.cost.predict(workshop.job.shape)
+    target = workshop.target
+    return Outcome(
+        variants=variants,
+        delivered=pruned.variants[workshop.precision],
+        plan=proposal.plan,
+        parity=pruned.parity[workshop.precision],
+        limit=dense_cost / target.speedup if target.speedup is not None else target.limit or 0.0,
+        figure=workshop.cost.predict(proposal.plan.target),
+        predictions=predictions,
+    )

@@ -1,0 +1,110 @@
+"""What an unfinished run leaves for the next one: its search journal, latency table, dense figure and trials.
+
+With these a run that was killed makes the same plan when it is started again, though timings never repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from prune_export.errors import BadInputError
+from prune_export.profiles.latency import LatencyTable
+from prune_export.progress import Progress
+from prune_export.records import digest, from_json, to_json
+
+
+@dataclass(frozen=True)
+class KnownTrial:
+    """A plan that was built and measured: figures in the target metric's unit."""
+
+    measured: float
+    limit: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known so far.
+
+    Attributes:
+        table: the latency table that was measured.
+        base: figure of the dense model that budgets are scaled by.
+        trials: plan key to what was found.
+    """
+
+    table: LatencyTable | None = None
+    base: float | None = None
+    trials: dict[str, KnownTrial] = field(default_factory=dict)
+
+
+class RunState:
+    """The state directory of one run, named after everything that its outcome depends on.
+
+    Args:
+        key: any record; the same key finds the same state.
+        progress: is told when nothing can be kept.
+    """
+
+    def __init__(self, key: object, progress: Progress) -> None:
+        self._directory = cache_directory() / "runs" / digest(key)[:24]
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._usable = os.access(self._directory, os.W_OK)
+        except OSError:
+            self._usable = False
+        if not self._usable:
+            progress.note(f"note: {self._directory} is not writable: an interrupted run could not be resumed")
+        self.known = self._read()
+        if self.known != Known():
+            progress.note("resuming: an earlier run with the same request was interrupted")
+
+    @property
+    def journal(self) -> Path | None:
+        """Where the search keeps its journal."""
+        return self._directory / "journal.jsonl" if self._usable else None
+
+    def learn(
+        self,
+        *,
+        table: LatencyTable | None = None,
+        base: float | None = None,
+        trial: tuple[str, KnownTrial] | None = None,
+    ) -> None:
+        """Remembers something, on disk at once."""
+        self.known = replace(
+            self.known,
+            table=table or self.known.table,
+            base=base if base is not None else self.known.base,
+            trials={**self.known.trials, **(dict([trial]) if trial else {})},
+        )
+        if self._usable:
+            handle, name = tempfile.mkstemp(dir=self._directory)
+            with os.fdopen(handle, "w", encoding="utf8") as file:
+                json.dump(to_json(self.known), file)
+            Path(name).replace(self._directory / "known.json")
+
+    def forget(self) -> None:
+        """The run is over: nothing is left to resume."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _read(self) -> Known:
+        path = self._directory / "known.json"
+        if not path.is_file():
+            return Known()
+        try:
+            return from_json(Known, json.loads(path.read_text(encoding="utf8")), where=str(path))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, BadInputError):
+            return Known()  # of another version, or damaged: the run starts anew
+
+
+def cache_directory() -> Path:
+    """PRUNE_EXPORT_CACHE, else the user's cache directory."""
+    named = os.environ.get("PRUNE_EXPORT_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prune-export"

@@ -1,0 +1,182 @@
+"""Where plans become artifacts: proposes, builds, keeps what may be delivered, measures the closing comparison."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from prune_export.delivery.bench import figure, measured
+from prune_export.delivery.correction import Proposal
+from prune_export.delivery.cost import Cost
+from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.search import Searcher
+from prune_export.delivery.state import RunState
+from prune_export.delivery.variants import Build, build, compressed
+from prune_export.errors import InfeasibleError
+from prune_export.manifest import ParityRecord, Round
+from prune_export.plan import PrunePlan
+from prune_export.target import Target
+from prune_export.units import format_bytes, format_duration
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What will be delivered and why.
+
+    Attributes:
+        variants: the comparison, delivered one included.
+        delivered: the one handed over.
+        plan: None for a dense delivery.
+        parity: of the delivered one.
+        limit: in the metric's unit.
+        figure: of the delivered one.
+        rounds: what the loop tried.
+        predictions: predicted latency of each variant by (name, precision), where nothing was measured.
+        finish: to be called once the artifact is out: nothing is left to resume.
+    """
+
+    variants: tuple[Variant, ...]
+    delivered: Variant
+    plan: PrunePlan | None
+    parity: ParityRecord
+    limit: float
+    figure: float
+    rounds: tuple[Round, ...] = ()
+    predictions: dict[tuple[str, str], float] | None = None
+    finish: Callable[[], None] | None = None
+
+
+class Workshop:
+    """The pruned side of one delivery in one precision.
+
+    Args:
+        job: the delivery at work.
+        dense: the dense model in every allowed precision.
+        precision: what is pruned for: the dense precision with the best figure.
+    """
+
+    def __init__(self, job: Job, dense: Build, precision: str) -> None:
+        self.job = job
+        self.dense = dense
+        self.precision = precision
+        self.baseline = dense.variants[precision]
+        self.state = RunState(_identity(job, precision), job.progress)
+        self.cost = Cost(job, self.baseline, self.state)
+        self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state.journal)
+        self._builds: dict[str, Build] = {}
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def target(self) -> Target:
+        """What was asked for."""
+        return self.job.request.target
+
+    def propose(self, budget: float) -> Proposal[PrunePlan]:
+        """The best plan within a budget of the cost.
+
+        Raises:
+            InfeasibleError: there is none.
+        """
+        plan, predicted = self.searcher.plan(budget)
+        return proposal_of(plan, predicted)
+
+    def built(self, proposal: Proposal[PrunePlan]) -> Build:
+        """The plan's model, exported and compressed; kept until `keep_only` drops it."""
+        if proposal.key not in self._builds:
+            number = self._numbers.setdefault(proposal.key, len(self._numbers) + 1)
+            self.job.progress.note(f"plan {number}: {proposal.plan.ratio:.1%} of the parameters removed")
+            self._builds[proposal.key] = build(
+                self.job, f"pruned-{number}", lambda: self.searcher.pruned(proposal.plan), (self.precision,)
+            )
+        return self._builds[proposal.key]
+
+    def keep_only(self, key: str | None) -> None:
+        """Deletes every build but one: a disk full of plans that missed serves nobody."""
+        for other in [item for item in self._builds if item != key]:
+            shutil.rmtree(self._builds.pop(other).plain.parent, ignore_errors=True)
+
+    def all_precisions(self, made: Build) -> Build:
+        """The same build in every allowed precision, under the name "pruned"."""
+        for precision in self.dense.variants:
+            if precision not in made.variants:
+                made = compressed(self.job, made, precision)
+        return replace(
+            made,
+            variants={key: replace(made.variants[key], name="pruned") for key in self.dense.variants},
+        )
+
+    def closing(self, proposal: Proposal[PrunePlan], rounds: tuple[Round, ...]) -> Outcome:
+        """Every precision of dense and pruned measured side by side; what is delivered follows from this.
+
+        For a limit in seconds or bytes the pruned precision of least perplexity that meets it is delivered, for a
+        speed-up the precision that was pruned for.
+        """
+        self.searcher.release()
+        pruned = self.all_precisions(self.built(proposal))
+        main = pruned.variants[self.precision]
+        shown = [*self.dense.variants.values(), *pruned.variants.values()]
+        ordered = [self.baseline, *(item for item in shown if item not in (self.baseline, main)), main]
+        results = measured(self.job, ordered, title="closing measurement, all side by side", sample_memory=True)
+        found = {(result.name, result.precision): result for result in results}
+        limit = self.limit(found["dense", self.precision])
+        delivered = found["pruned", self.precision]
+        if self.target.speedup is None and self.target.metric != "parameters":
+            meeting = [item for item in results if item.name == "pruned" and figure(self.job, item) <= limit]
+            delivered = min(meeting, key=lambda item: item.perplexity, default=delivered)
+        return Outcome(
+            variants=tuple(found[item.name, item.precision] for item in shown),
+            delivered=delivered,
+            plan=proposal.plan,
+            parity=pruned.parity[delivered.precision],
+            limit=limit,
+            figure=figure(self.job, delivered),
+            rounds=rounds,
+        )
+
+    def limit(self, base: Variant) -> float:
+        """The limit in force, given the dense model as measured (or predicted) beside the candidate."""
+        if self.target.speedup is not None:
+            return figure(self.job, base) / self.target.speedup
+        assert self.target.limit is not None
+        return self.target.limit
+
+    def infeasible(self, limit: float) -> InfeasibleError:
+        """The error that says how far the model can go, measured where possible, and what quality that costs."""
+        plan, predicted = self.searcher.smallest()
+        if self.target.metric == "parameters":
+            return InfeasibleError(
+                f"{self.target}: at most {plan.ratio:.1%} of the parameters can go by this search; ask for less"
+            )
+        variant = self.built(proposal_of(plan, predicted)).variants[self.precision]
+        reachable, how = predicted, "predicted"
+        if self.job.measured:
+            memory = self.target.metric == "memory"
+            (variant,) = measured(self.job, [variant], title="measuring the smallest model", sample_memory=memory)
+            reachable, how = figure(self.job, variant), "measured"
+        self.state.forget()
+        verdict = "cannot be reached" if reachable > limit else "was not reached reliably on this machine"
+        return InfeasibleError(
+            f"{self.target}: {show(self.target, limit)} {verdict}; the smallest model takes "
+            f"{show(self.target, reachable)} ({how}, {self.precision}) at perplexity {variant.perplexity:.1f}, "
+            f"dense {self.baseline.perplexity:.1f}: ask for less, or allow another --precision"
+        )
+
+
+def proposal_of(plan: PrunePlan, predicted: float) -> Proposal[PrunePlan]:
+    """A proposal, identified by what the plan keeps, whatever its history."""
+    return Proposal(plan, replace(plan, history=()).digest(), predicted)
+
+
+def show(target: Target, value: float) -> str:
+    """A figure of the target's metric in words."""
+    return format_bytes(value) if target.metric == "memory" else format_duration(value)
+
+
+def _identity(job: Job, precision: str) -> list[object]:
+    """Everything that a run's outcome depends on but the noise of its timings."""
+    request = job.request
+    return [
+        *(job.source_digest, job.calibration.digest, request.search, request.target, job.workload, precision),
+        *(job.profile, job.threads, request.seed, request.precisions),
+    ]
