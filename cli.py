@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PruneExportError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written was left, the same command resumes", INTERRUPTED, False)
+        return _fail("interrupted; nothing half-written was left", INTERRUPTED, False)
     except MemoryError:
         return _fail("out of memory: close other programs, or use a smaller model or --calibration-windows", 1, verbose)
     except BrokenPipeError:

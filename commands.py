@@ -221,6 +221,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_prune(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
     if (arguments.plan is None) == (arguments.target_ratio is None):
         raise BadInputError("give either --plan PLAN.json or --target-ratio 22%")
     ratio = units.parse_share(arguments.target_ratio, what="--target-ratio") if arguments.target_ratio else None
@@ -251,9 +252,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_plan(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
     target, workload = _target(arguments), _workload(arguments)
-    if arguments.output.exists() and not arguments.force:
-        raise BadInputError(f"output {arguments.output} exists: pass --force to replace it, or another -o")
+    _check_file(str(arguments.output), arguments.force)
     from prune_export.api import plan
     from prune_export.delivery.request import Request
 
@@ -282,6 +283,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
     from prune_export.api import export
 
     parity = export(
@@ -308,6 +310,8 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     workload = _workload(arguments)
+    for destination in (arguments.json, arguments.csv):
+        _check_file(destination, arguments.force)
     from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
     from prune_export.profiles.load import load_profile
 
@@ -337,6 +341,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:
+    _check_file(arguments.json, arguments.force)
     from prune_export.evaluate import evaluate
 
     result = evaluate(
@@ -359,6 +364,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
     from prune_export.verify import verify
 
     print(verify(arguments.directory, progress=Progress(quiet=arguments.quiet)))
@@ -388,6 +394,37 @@ def _run_profile(arguments: argparse.Namespace) -> int:
         raise BadInputError("profile show needs a profile: prune-export profile show cpu-xeon")
     print(profile_list() if arguments.action == "list" else profile_text(arguments.device or "host"))
     return 0
+
+
+def limit_torch(threads: int) -> None:
+    """Makes torch use that many threads; 0 leaves its default.
+
+    Raises:
+        BadInputError: more threads than cores, or a negative number.
+    """
+    from prune_export.profiles.host import host_cores
+
+    if not 0 <= threads <= host_cores():
+        raise BadInputError(f"--threads {threads}: this machine has {host_cores()} cores, use 1 to {host_cores()}")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _check_file(destination: str | None, force: bool) -> None:
+    """Refuses a result file that cannot be written, before the work.
+
+    Raises:
+        BadInputError: it exists and --force is not given, or its directory does not.
+    """
+    if destination is None or destination == "-":
+        return
+    path = Path(destination)
+    if path.exists() and not force:
+        raise BadInputError(f"output {path} exists: pass --force to replace it, or name another")
+    if not path.absolute().parent.is_dir():
+        raise BadInputError(f"output {path} cannot be written: {path.absolute().parent} is not a directory")
 
 
 def _emit(text: str, destination: str | None) -> None:

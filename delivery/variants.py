@@ -30,6 +30,8 @@ from prune_export.shape import ModelShape
 
 _GREEDY_TOKENS = 128
 _GREEDY_PROMPT = 32
+# Seconds a parameter on two cores: what the remaining time of the first phase of each kind is guessed from.
+_EXPORT_S, _PARITY_S, _COMPRESS_S = 1e-7, 5e-8, 6e-8
 # Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
 # hundredths and a few tenths; a wrong kernel costs whole nats.
 _NLL_LIMITS = {"fp32": 0.001, "int8": 0.25, "int4": 1.0}
@@ -68,10 +70,11 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
     """
     plain = job.work / name / "fp32"
     prompt = greedy_prompt(job)
-    with job.progress.phase(f"{name}: exporting to OpenVINO"):
+    size = job.shape.parameters()
+    with job.progress.phase(f"{name}: exporting to OpenVINO", expected_s=2 + size * _EXPORT_S):
         model, tokenizer, shape = make()
         export_openvino(model, tokenizer, plain)
-    with job.progress.phase(f"{name}: parity with torch"):
+    with job.progress.phase(f"{name}: parity with torch", expected_s=2 + size * _PARITY_S):
         reference = torch_reference(model)
         expected = greedy_tokens_of(model, prompt, new_tokens=min(_GREEDY_TOKENS, shape.context - len(prompt)))
         (reference_nll,) = torch_nll(model, job.evaluation[:1])
@@ -100,7 +103,8 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
     shape = shape or (first.shape if first else job.shape)
     directory = made.plain if precision == "fp32" else made.plain.parent / precision
     if precision != "fp32":
-        with job.progress.phase(f"{name}: compressing weights to {precision}"):
+        expected_s = 1 + job.shape.parameters() * _COMPRESS_S
+        with job.progress.phase(f"{name}: compressing weights to {precision}", expected_s=expected_s):
             compress(made.plain, directory, precision=precision, group_size=job.profile.int4_group)
     with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
         agreement = ir_greedy_agreement(directory, greedy_prompt(job), made.expected, precision=precision)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_malformed_requests_are_refused_with_one_line(
     code, message = fails(capsys, *target)
     assert code == 2
     assert words in message
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        assert run("--help").returncode == 0
+        times.append(time.perf_counter() - begun)
+    # The best of five: another program on the machine may take any single one longer.
+    assert min(times) < 0.5
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,18 +234,17 @@ def test_this_machine_is_really_measured(request_: Request) -> None:
 def test_a_broken_export_fails_the_gate_and_publishes_nothing(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import numpy as np
-
     from prune_export.delivery import variants
 
     export = variants.export_openvino
 
     def corrupted(model: Any, tokenizer: Any, directory: Path) -> None:
         export(model, tokenizer, directory)
-        weights = np.fromfile(directory / "openvino_model.bin", np.float32)
-        middle = weights.size // 2  # well inside the layers' matrices
-        weights[middle : middle + 500] = 0.5
-        weights.tofile(directory / "openvino_model.bin")
+        path = directory / "openvino_model.bin"
+        weights = bytearray(path.read_bytes())
+        middle = len(weights) // 2  # well inside the layers' matrices
+        weights[middle : middle + 2000] = bytes(2000)
+        path.write_bytes(weights)
 
     monkeypatch.setattr(variants, "export_openvino", corrupted)
     with pytest.raises(ParityError) as caught:

@@ -1,0 +1,85 @@
+"""The smaller parts of a delivery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prune_export.delivery.request import Request, default_output
+from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.search import default_group
+from prune_export.delivery.state import KnownTrial, RunState
+from prune_export.delivery.variants import check_nll
+from prune_export.errors import ParityError
+from prune_export.progress import Progress
+from prune_export.shape import LayerShape, ModelShape
+from prune_export.target import Target
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Target("tpot", None, speedup=1.3), "llama-host-1.3x"),
+        (Target("tpot", 0.04), "llama-host-40.0ms"),
+        (Target("parameters", 0.22), "llama-host-22_"),
+    ],
+)
+def test_the_default_output_is_a_fresh_directory(
+    target: Target, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = Request(model="/models/llama", device="host", target=target)
+    assert str(default_output(request)) == name
+    (tmp_path / name).mkdir()
+    assert str(default_output(request)) == f"{name}-2"
+
+
+@pytest.mark.parametrize(
+    ("width", "multiple", "group"), [(384, 128, 32), (1536, 128, 128), (11008, 128, 896), (8192, 128, 640), (8, 128, 1)]
+)
+def test_groups_are_about_a_twelfth_of_the_width(width: int, multiple: int, group: int) -> None:
+    shape = ModelShape("llama", 64, 16, 100, True, (LayerShape(4, 2, width),))
+    assert default_group(shape, multiple) == group
+
+
+def test_the_memory_of_a_child_counts_until_sampling_pauses() -> None:
+    script = "import time; data = bytearray(200 * 2**20); time.sleep(1.5)"
+    with TreeMemory() as memory:
+        before = memory.peak_bytes
+        subprocess.run([sys.executable, "-c", script], check=True)
+        counted = memory.peak_bytes
+        with memory.paused():
+            subprocess.run([sys.executable, "-c", script.replace("200", "400")], check=True)
+        assert counted >= before + 150 * 2**20
+        assert memory.peak_bytes < counted + 100 * 2**20
+        memory.add(10**12)
+    assert memory.peak_bytes > 10**12
+
+
+def test_state_is_found_again_by_the_same_key_only(tmp_path: Path) -> None:
+    progress = Progress(quiet=True)
+    state = RunState(["a"], progress)
+    state.learn(base=0.5)
+    state.learn(trial=("plan", KnownTrial(1.0, 2.0, 3.0)))
+    again = RunState(["a"], progress)
+    assert again.known.base == 0.5
+    assert again.known.trials == {"plan": KnownTrial(1.0, 2.0, 3.0)}
+    assert RunState(["b"], progress).known.base is None
+    again.forget()
+    assert RunState(["a"], progress).known.base is None
+    # A file of another version or a torn one starts the run anew instead of ending it.
+    state.learn(base=0.25)
+    (file,) = (tmp_path / "cache" / "runs").glob("*/known.json")
+    file.write_text("{")
+    assert RunState(["a"], progress).known.base is None
+
+
+def test_a_wrong_kernel_fails_the_gate_and_rounding_does_not() -> None:
+    check_nll(0.05, precision="int8", name="pruned")
+    check_nll(-0.0005, precision="fp32", name="pruned")
+    for error, precision in ((0.3, "int8"), (0.002, "fp32"), (float("nan"), "int8")):
+        with pytest.raises(ParityError, match="computes something else on this processor"):
+            check_nll(error, precision=precision, name="pruned")
