@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from prune_export.benchmark.session import Logits, Session, Tokens
 from prune_export.errors import BadInputError, PruneExportError
 
-# Logits of one forward pass; small models take several windows at once, large ones a single window.
+# Logits of one forward pass: small models take several windows at once, large ones a window in pieces.
 _LOGITS_BYTES = 32 << 20
+_FEWEST_TOKENS = 16
 # Rows of logits that are exponentiated at once: bounds the working copy to 64 V 4 bytes.
 _ROWS = 64
 
@@ -70,9 +71,7 @@ def score(session: Session, windows: Tokens, *, report: Callable[[int, int], Non
     values: list[float] = []
     for begin in range(0, count, at_once):
         batch = windows[begin : begin + at_once]
-        session.reset()
-        logits = session.prefill(batch)
-        values += [_mean_nll(logits[row], batch[row]) for row in range(len(batch))]
+        values += _batch_nll(session, batch)
         if report is not None:
             report(len(values), count)
     session.reset()
@@ -83,15 +82,28 @@ def score(session: Session, windows: Tokens, *, report: Callable[[int, int], Non
     return Score(tuple(values), length - 1)
 
 
-def _mean_nll(logits: Logits, tokens: Tokens) -> float:
-    """Mean NLL of tokens[1:] under logits[:-1]; logits [T, V], tokens [T]."""
-    if logits.shape[0] != tokens.shape[0]:
-        raise ValueError(
-            f"{logits.shape[0]} rows of logits for {tokens.shape[0]} tokens: score with every token's logits"
-        )
-    chunks = (slice(begin, begin + _ROWS) for begin in range(0, len(tokens) - 1, _ROWS))
-    losses = [token_nll(logits[:-1][chunk], tokens[1:][chunk]) for chunk in chunks]
-    return float(np.concatenate(losses).mean())
+def _batch_nll(session: Session, batch: Tokens) -> list[float]:
+    """Mean NLL of each sequence of [B, T]; the cache lets a long one go in pieces whose logits stay small."""
+    session.reset()
+    rows, length = batch.shape
+    piece = max(_FEWEST_TOKENS, _LOGITS_BYTES // (rows * session.vocab_size * 4))
+    totals = np.zeros(rows, np.float64)
+    for begin in range(0, length, piece):
+        logits = session.prefill(batch[:, begin : begin + piece])
+        fed = min(piece, length - begin)
+        if logits.shape[1] != fed:
+            raise ValueError(f"{logits.shape[1]} rows of logits for {fed} tokens: score with every token's logits")
+        targets = batch[:, begin + 1 : begin + piece + 1]
+        for row in range(rows):
+            totals[row] += _sum_nll(logits[row, : targets.shape[1]], targets[row])
+    means: list[float] = (totals / (length - 1)).tolist()
+    return means
+
+
+def _sum_nll(logits: Logits, targets: Tokens) -> float:
+    """Sum of the NLL of targets [T] under logits [T, V], in chunks of rows."""
+    chunks = (slice(begin, begin + _ROWS) for begin in range(0, len(targets), _ROWS))
+    return float(sum(token_nll(logits[chunk], targets[chunk]).sum() for chunk in chunks))
 
 
 def token_nll(logits: Logits, targets: Tokens) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.resources import free_memory
 from prune_export.export.files import MODEL_XML
 from prune_export.export.openvino_ir import export_graph_only
 from prune_export.export.weights import compress
@@ -125,6 +126,7 @@ def _stack(job: Job, design: _Design, precision: str) -> Path:
     model = random_model(job.shape.with_layers(design.layers), seed=job.request.seed)
     export_graph_only(model, plain / MODEL_XML)
     del model
+    free_memory()
     if precision != "fp32":
         compress(plain, folder, precision=precision, group_size=job.profile.int4_group)
         shutil.rmtree(plain)

@@ -20,7 +20,7 @@ from prune_export.delivery.request import Job, Request, SearchSettings, default_
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable
 from prune_export.errors import BadInputError
-from prune_export.evaluate import PAPER_WINDOW, default_tokens
+from prune_export.evaluate import default_tokens
 from prune_export.files import check_destination, check_space
 from prune_export.profiles.device import DeviceProfile
 from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
@@ -35,6 +35,8 @@ from prune_export.texts import Text, load_text, token_windows, windows_digest
 from prune_export.units import format_bytes
 
 _IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once imported
+# Candidates are compared with each other: windows shorter than the papers' 2048 rank them as well, in less memory.
+_WINDOW = 512
 _WORK_PREFIX = ".prune-export-"
 _ABANDONED_S = 24 * 3600.0
 
@@ -154,7 +156,7 @@ def check_resources(shape: ModelShape, output: Path) -> None:
 
 
 def _evaluation(text: Text, tokenizer: Any, shape: ModelShape, tokens: int | None) -> NDArray[np.int64]:
-    length = min(PAPER_WINDOW, shape.context)
+    length = min(_WINDOW, shape.context)
     count = max(1, (tokens or default_tokens(shape)) // length)
     return token_windows(text, tokenizer, count=count, length=length)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prune_export.delivery.request import Job
+from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
 from prune_export.plan import PrunePlan
 from prune_export.prune.evaluator import Evaluator
@@ -29,10 +29,10 @@ class Searcher:
         job: the delivery at work.
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
-        journal: file that makes a killed search go on, or None.
+        journal: file that keeps what was evaluated, while the model is released and when the run is killed.
     """
 
-    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path | None) -> None:
+    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path) -> None:
         self._job = job
         self._cost = cost
         self._unit = unit
@@ -96,7 +96,7 @@ class Searcher:
     def release(self) -> None:
         """Frees the model; the next plan loads it again."""
         self._search = self._evaluator = None
-        gc.collect()
+        free_memory()
 
     def _ready(self) -> MultiPruner:
         if self._search is None:
@@ -112,9 +112,7 @@ class Searcher:
                     kv_group=settings.kv_group,
                     rule="perplexity" if self._unit == "parameters" else "price",
                     lazy=self._unit != "parameters",
-                    journal=(
-                        JournalFile(self._journal, job.source_digest, job.calibration.digest) if self._journal else None
-                    ),
+                    journal=JournalFile(self._journal, job.source_digest, job.calibration.digest),
                 )
         return self._search
 

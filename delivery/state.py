@@ -63,10 +63,9 @@ class RunState:
         if self.known != Known():
             progress.note("resuming: an earlier run with the same request was interrupted")
 
-    @property
-    def journal(self) -> Path | None:
-        """Where the search keeps its journal."""
-        return self._directory / "journal.jsonl" if self._usable else None
+    def journal(self, scratch: Path) -> Path:
+        """Where the search keeps its journal; in the scratch directory where nothing else can be written."""
+        return (self._directory if self._usable else scratch) / "journal.jsonl"
 
     def learn(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.resources import free_memory
 from prune_export.errors import ParityError
 from prune_export.evaluate import ir_nll, torch_nll
 from prune_export.export.openvino_ir import export_openvino
@@ -80,7 +80,7 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
         (reference_nll,) = torch_nll(model, job.evaluation[:1])
         # The model and the compiled IR are never in memory together.
         del model
-        gc.collect()
+        free_memory()
         errors, tolerance = check_against(reference, plain)
     record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0)
     made = Build({}, {"": record}, plain, tuple(expected), reference_nll)
@@ -110,6 +110,7 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
         agreement = ir_greedy_agreement(directory, greedy_prompt(job), made.expected, precision=precision)
         threads = job.threads if job.measured else 0
         nll = ir_nll(directory, job.evaluation, precision=precision, threads=threads, progress=job.progress)
+    free_memory()
     gate = next(iter(made.parity.values()))
     error = nll[0] - made.reference_nll
     check_nll(error, precision=precision, name=name)

@@ -63,7 +63,7 @@ class Workshop:
         self.baseline = dense.variants[precision]
         self.state = RunState(_identity(job, precision), job.progress)
         self.cost = Cost(job, self.baseline, self.state)
-        self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state.journal)
+        self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state.journal(job.work))
         self._builds: dict[str, Build] = {}
         self._numbers: dict[str, int] = {}
 
@@ -85,6 +85,7 @@ class Workshop:
         """The plan's model, exported and compressed; kept until `keep_only` drops it."""
         if proposal.key not in self._builds:
             number = self._numbers.setdefault(proposal.key, len(self._numbers) + 1)
+            self.searcher.release()
             self.job.progress.note(f"plan {number}: {proposal.plan.ratio:.1%} of the parameters removed")
             self._builds[proposal.key] = build(
                 self.job, f"pruned-{number}", lambda: self.searcher.pruned(proposal.plan), (self.precision,)
