@@ -262,11 +262,11 @@ class _Interrupting(Progress):
         self.begun: list[str] = []
         self._at = at
 
-    def phase(self, name: str) -> Any:
+    def phase(self, name: str, *, expected_s: float = 0.0) -> Any:
         self.begun.append(name)
         if len(self.begun) == self._at:
             raise KeyboardInterrupt
-        return super().phase(name)
+        return super().phase(name, expected_s=expected_s)
 
 
 @pytest.mark.usefixtures("simulated")
@@ -341,10 +341,17 @@ def test_a_killed_run_resumes_to_the_same_plan_without_repeating_work(
     assert not list((tmp_path / "cache" / "runs").iterdir())
 
 
+def _heed_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "prune_export.cli", "--model", str(checkpoint), "--target-speedup", "1.2x",
                "--calibration", str(text_file), "--eval-text", str(text_file), "-o", str(tmp_path / "out")]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    ) as process:
         assert process.stderr is not None
         lines = []
         for line in process.stderr:

@@ -18,7 +18,7 @@ from pathlib import Path
 from prune_export.benchmark.compare import per_round
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.deliver import deliver
-from prune_export.delivery.request import Request
+from prune_export.delivery.request import Request, SearchSettings
 from prune_export.errors import InfeasibleError
 from prune_export.manifest import IR_FOLDER, Manifest
 from prune_export.profiles.load import load_profile
@@ -35,8 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--calibration-windows", type=int)
     arguments = parser.parse_args()
     base = Request(model=arguments.model, device="host", target=Target("tpot", 1e3), output=arguments.output / "dense")
+    base = replace(base, search=SearchSettings(calibration_windows=arguments.calibration_windows))
     dense = dense_artifact(arguments.model, arguments.output)
     fastest = fastest_dense(base)
     targets = [Target("tpot", None, speedup=factor) for factor in SPEEDUPS]
