@@ -100,6 +100,27 @@ def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request)
     assert manifest.rounds[-1].met
 
 
+def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour that slows the pruned model by a third in the first closing measurement, and never again."""
+    calls = []
+
+    def disturbed(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
+        measured = fake_measure_together(subjects, **settings)
+        calls.append(len(subjects))
+        if calls.count(4) == 1 and calls[-1] == 4:  # dense and pruned in two precisions: the closing measurement
+            measured[-1] = replace(measured[-1], itl_s=tuple(1.33 * value for value in measured[-1].itl_s))
+        return measured
+
+    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
+    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    undisturbed = deliver(request_).manifest
+    monkeypatch.setattr(bench, "measure_together", disturbed)
+    manifest = deliver(replace(request_, force=True)).manifest
+    assert calls.count(4) == 2
+    assert manifest.met
+    assert manifest.plan_digest == undisturbed.plan_digest
+
+
 @pytest.mark.usefixtures("simulated")
 def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     delivery = deliver(request_)
