@@ -89,7 +89,10 @@ def test_every_command_of_the_readme_parses(command: list[str]) -> None:
     parser = cli._Parser()
     commands.COMMANDS[name].add_arguments(parser)
     commands.add_common(parser)
-    parser.parse_args(rest)
+    # An unknown option or a missing value raises BadInputError here.
+    parsed = parser.parse_args(rest)
+    assert callable(commands.COMMANDS[name].run)
+    assert parsed.seed == 42
 
 
 def test_the_readmes_two_commands_are_targets_of_the_makefile() -> None:

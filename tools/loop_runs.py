@@ -1,6 +1,6 @@
 """Runs the closed loop for several targets and measures each delivered artifact again, in processes of its own.
 
-    python tools/loop_runs.py --model reference --output /tmp/loops
+    python tools/loop_runs.py --model reference --output DIR
 
 Prints a Markdown table: for each target the limit, what the loop claimed, what the later measurement found, and the
 spread that the dense baseline showed between its own processes in the same later measurement (the noise floor).

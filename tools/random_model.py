@@ -1,6 +1,6 @@
 """Writes a randomly initialised checkpoint of a known model's dimensions: for timing, where quality does not matter.
 
-    python tools/random_model.py smollm2-135m -o /tmp/smollm2
+    python tools/random_model.py smollm2-135m -o DIR
 
 The tokenizer is the embedded reference model's, whose ids fit every larger vocabulary.
 """
