@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from prune_export.errors import BadInputError
 from prune_export.prune.candidates import Change, Structure, apply_change
-from prune_export.prune.decoder import Decoder
 from prune_export.prune.reorder import LayerOrder, importance_orders
+from prune_export.prune.runners import make_runner
 
 _BATCH_TOKENS = 2048
 _HEAD_BYTES = 64 << 20
@@ -51,7 +51,7 @@ class Evaluator:
         cache_bytes: int = 2 << 30,
     ) -> None:
         self.orders = importance_orders(model) if orders is None else orders
-        self._decoder = Decoder(model, self.orders)
+        self._decoder = make_runner(model, self.orders)
         self.shape = self._decoder.shape
         self._tokens = _checked(torch.as_tensor(tokens), self.shape.vocab_size, self.shape.context)
         self.structure: Structure = self.shape.layers
@@ -117,7 +117,7 @@ class Evaluator:
         return state
 
     def _advance(self, state: torch.Tensor, block: int) -> torch.Tensor:
-        if not _live(self.structure, block):
+        if not self._decoder.changes(block, self.structure):
             return state
         result = torch.empty_like(state)
         for rows in self._batches():

@@ -30,6 +30,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 _PIECE = 1 << 20
+# Ends of the names of buffers in older checkpoints: rotary frequencies and causal masks.
+_RECOMPUTED = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -50,13 +52,15 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     model = empty_model(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model_shape(config).tied_embeddings
-    head = f"{family_of(config).head}.weight"
+    family = family_of(config)
+    head = f"{family.head}.weight"
     if tied:
         del expected[head]
     state = {}
-    for name, tensor in _tensors(directory):
-        if name.endswith("rotary_emb.inv_freq") or (tied and name == head):
-            continue  # recomputed from the configuration; the same tensor as the embedding table
+    for stored, tensor in _tensors(directory):
+        name = _current_name(stored, family, expected)
+        if name.endswith(_RECOMPUTED) or (tied and name == head):
+            continue  # made from the configuration; the same tensor as the embedding table
         _check_tensor(directory, name, tensor, expected)
         state[name] = tensor.to(dtype)
     if missing := sorted(expected.keys() - state.keys()):
@@ -109,7 +113,7 @@ def fill(model: Any, state: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(state, strict=False, assign=True)
     if model_shape(model.config).tied_embeddings:
         model.get_submodule(family.head).weight = model.get_submodule(family.embeddings).weight
-    _replace_rotary(model, family)
+    _fill_buffers(model, family)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     assert not left, left
     model.requires_grad_(False)
@@ -214,6 +218,12 @@ def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
             raise BadInputError(f"{path} is truncated or damaged: {_one_line(error)}; download it again") from None
 
 
+def _current_name(name: str, family: Family, expected: dict[str, tuple[int, ...]]) -> str:
+    """The name in today's model: checkpoints of a bare decoder, such as GPT-2's, lack the decoder's own name."""
+    base = family.layers.split(".", 1)[0]
+    return f"{base}.{name}" if name not in expected and f"{base}.{name}" in expected else name
+
+
 def _check_tensor(directory: Path, name: str, tensor: torch.Tensor, expected: dict[str, tuple[int, ...]]) -> None:
     if name not in expected:
         raise BadInputError(
@@ -232,10 +242,15 @@ def _check_tensor(directory: Path, name: str, tensor: torch.Tensor, expected: di
         raise BadInputError(f"{directory}: {name} contains NaN or infinite values: the checkpoint is damaged")
 
 
-def _replace_rotary(model: Any, family: Family) -> None:
-    parent, name = family.rotary.rsplit(".", 1)
-    module = model.get_submodule(family.rotary)
-    setattr(model.get_submodule(parent), name, type(module)(config=model.config))
+def _fill_buffers(model: Any, family: Family) -> None:
+    """Computes the buffers that no checkpoint holds: rotary frequencies, Gemma's scale of the embeddings."""
+    if family.rotary is not None:
+        parent, _, name = family.rotary.rpartition(".")
+        module = model.get_submodule(family.rotary)
+        setattr(model.get_submodule(parent), name, type(module)(config=model.config))
+    table = model.get_submodule(family.embeddings)
+    if hasattr(table, "embed_scale"):
+        table.embed_scale = torch.tensor(table.scalar_embed_scale)
 
 
 def _generation_config(directory: Path, config: Any) -> Any:

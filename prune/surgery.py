@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
 from prune_export.prune import modeling
 from prune_export.prune.families import Family, family_of
+from prune_export.prune.layout import Cut, layer_cuts
 from prune_export.prune.loading import empty_model, fill
 from prune_export.prune.shapes import model_shape
-from prune_export.shape import LayerShape, ModelShape
+from prune_export.shape import ModelShape
 
 AUTO_MODULE = "modeling_prune_export"
 
@@ -74,60 +74,34 @@ def _pruned_config(config: Any, plan: PrunePlan) -> Any:
 def _cut_state(model: Any, family: Family, shape: ModelShape, plan: PrunePlan) -> dict[str, torch.Tensor]:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{family.layers}.")}
     for index, layer in enumerate(model.get_submodule(family.layers)):
-        prefix = f"{family.layers}.{index}."
-        cut = _cut_layer(layer, family, shape.layers[index], shape.head_dim, plan.keep[index])
-        state.update({prefix + name: tensor for name, tensor in cut.items()})
+        cut = _cut_layer(layer, family, shape, index, plan.keep[index])
+        state.update({f"{family.layers}.{index}.{name}": tensor for name, tensor in cut.items()})
     return state
 
 
-def _cut_layer(
-    layer: Any, family: Family, dense: LayerShape, head_dim: int, keep: LayerKeep
-) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    if keep.kv_groups:
-        size = dense.query_heads // dense.kv_heads * head_dim
-        query_rows, kv_rows = _rows(keep.kv_groups, size), _rows(keep.kv_groups, head_dim)
-        block = getattr(layer, family.attention)
-        for short, rows in (("q", query_rows), ("k", kv_rows), ("v", kv_rows)):
-            _cut_projection(state, block, f"{family.attention}.", family.projections[short], rows=rows)
-        _cut_projection(state, block, f"{family.attention}.", family.projections["o"], columns=query_rows)
-        state[f"{family.attention_norm}.weight"] = getattr(layer, family.attention_norm).weight.detach()
-    if keep.mlp_channels:
-        block, channels = getattr(layer, family.mlp), torch.tensor(keep.mlp_channels)
-        for short in ("gate", "up"):
-            _cut_projection(state, block, f"{family.mlp}.", family.projections[short], rows=channels)
-        _cut_projection(state, block, f"{family.mlp}.", family.projections["down"], columns=channels)
-        state[f"{family.mlp_norm}.weight"] = getattr(layer, family.mlp_norm).weight.detach()
+def _cut_layer(layer: Any, family: Family, shape: ModelShape, index: int, keep: LayerKeep) -> dict[str, torch.Tensor]:
+    gone = _gone(family, keep)
+    cuts = layer_cuts(layer, family, shape, index, kv_groups=keep.kv_groups, mlp_channels=keep.mlp_channels)
+    state = {}
+    for name, tensor in layer.state_dict().items():
+        if not name.startswith(gone):
+            state[name] = _select(tensor, cuts[name]) if name in cuts else tensor
     return state
 
 
-def _cut_projection(
-    state: dict[str, torch.Tensor],
-    block: Any,
-    prefix: str,
-    name: str,
-    *,
-    rows: torch.Tensor | None = None,
-    columns: torch.Tensor | None = None,
-) -> None:
-    linear = getattr(block, name)
-    weight, bias = linear.weight.detach(), linear.bias
-    if rows is not None:
-        weight = _select(weight, 0, rows)
-        bias = None if bias is None else _select(bias.detach(), 0, rows)
-    if columns is not None:
-        weight = _select(weight, 1, columns)
-    state[f"{prefix}{name}.weight"] = weight
-    if bias is not None:
-        state[f"{prefix}{name}.bias"] = bias.detach()
+def _gone(family: Family, keep: LayerKeep) -> tuple[str, ...]:
+    """Beginnings of the names of a layer's parameters that go with its removed sub-blocks."""
+    paths: list[str] = []
+    if not keep.kv_groups:
+        paths += [family.attention, *family.norms("attention")]
+    if not keep.mlp_channels:
+        inner = [family.path("mlp", short) for short in (*family.in_modules, "down")]
+        paths += [*([family.mlp] if family.mlp else inner), *family.norms("mlp")]
+    return tuple(f"{path}." for path in paths)
 
 
-def _select(tensor: torch.Tensor, dim: int, indices: torch.Tensor) -> torch.Tensor:
-    return tensor if len(indices) == tensor.shape[dim] else tensor.index_select(dim, indices)
-
-
-def _rows(groups: Sequence[int], size: int) -> torch.Tensor:
-    return (torch.tensor(groups)[:, None] * size + torch.arange(size)).reshape(-1)
+def _select(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    return tensor if len(cut.indices) == tensor.shape[cut.dim] else tensor.index_select(cut.dim, cut.indices)
 
 
 def _check_result(result: Any, target: ModelShape) -> None:

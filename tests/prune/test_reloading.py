@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import ONE_OF_EACH, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.surgery import prune_model
@@ -42,7 +42,8 @@ save_file(found, sys.argv[2])
 
 
 def test_reload_where_this_package_is_not_installed(tmp_path: Path) -> None:
-    dense = [tiny_model(variant) for variant in ("llama", "mistral-window", "qwen2")]
+    variants = [*ONE_OF_EACH, "mistral-window", "gpt_neox-sequential"]
+    dense = [tiny_model(variant) for variant in variants]
     models = [prune_model(model, varied_plan(model)) for model in dense]
     directories = [tmp_path / f"model{number}" for number in range(len(models))]
     for model, directory in zip(models, directories, strict=True):
@@ -62,7 +63,7 @@ def test_reload_where_this_package_is_not_installed(tmp_path: Path) -> None:
         assert found[f"generated{number}"].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("variant", ["llama-biases-tied", "mistral", "qwen2-mixed-windows"])
+@pytest.mark.parametrize("variant", [*ONE_OF_EACH, "llama-biases-tied", "qwen2-mixed-windows", "opt-bare"])
 def test_load_gives_the_same_model(variant: str, tmp_path: Path) -> None:
     model = tiny_model(variant)
     for case, original in (("dense", model), ("pruned", prune_model(model, varied_plan(model)))):
