@@ -85,6 +85,8 @@ def search_flops(
     number of steps is the stage's share of the removed parameters over the size of one step.  A lazy search scores all
     candidates once and then a few a step.
     """
+    if shape.mixer_layers:
+        return _mixer_flops(shape, ratio)
     live = [layer for layer in shape.layers if layer.kv_heads and layer.mlp_width]
     if not live:
         return 2.0 * shape.vocab_size * shape.hidden_size
@@ -102,3 +104,11 @@ def search_flops(
     head = shape.vocab_size * shape.hidden_size
     layers = len(shape.layers) * (attention + mlp)
     return evaluations * 2.0 * (layers / 2 + head)
+
+
+def _mixer_flops(shape: ModelShape, ratio: float) -> float:
+    """The same for a state-space model, as if whole mixers or their recurrences were removed."""
+    mixers = [shape.layers[index] for index in shape.mixer_layers]
+    layers = sum(shape.mixer_parameters(layer.mixer_width, layer.state_size) for layer in mixers)
+    steps = max(1.0, ratio * shape.parameters() * len(mixers) / layers)
+    return 2.0 * len(mixers) * steps * 2.0 * (layers / 2 + shape.vocab_size * shape.hidden_size)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from prune_export.prune import modeling
-from prune_export.prune.families import family_of, is_pruned
+from prune_export.prune.families import family_of, is_pruned, pruned_module
 from prune_export.prune.loading import CONFIG, GENERATION_CONFIG, load_model
 from prune_export.prune.quiet import quiet
 from prune_export.prune.shapes import model_shape
@@ -39,7 +38,7 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path, *, dtype: torch
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     if is_pruned(model.config):
-        shutil.copyfile(modeling.__file__, directory / f"{AUTO_MODULE}.py")
+        shutil.copyfile(str(pruned_module(family_of(model.config)).__file__), directory / f"{AUTO_MODULE}.py")
 
 
 def load(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:

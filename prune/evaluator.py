@@ -1,8 +1,8 @@
 """Calibration perplexity of pruned variants of a model, without building them.
 
-Sub-blocks are numbered along the residual stream: 2 i is the attention of layer i, 2 i + 1 its MLP.  The state
-(residual stream) at the input of every sub-block is cached, so a variant that differs from the current structure in one
-sub-block only runs from there on.  Widths are views of weights in importance order.
+Sub-blocks are numbered along the residual stream: 2 i is the attention (or state-space mixer) of layer i, 2 i + 1 its
+MLP.  The state (residual stream) at the input of every sub-block is cached, so a variant that differs from the current
+structure in one sub-block only runs from there on.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Evaluator:
             result[rows] = self._decoder.run_block(state[rows], block, self.structure)
         self.block_evaluations += 1
         if not bool(torch.isfinite(result.sum(dtype=torch.float64))):
-            part = "MLP" if block % 2 else "attention"
+            part = "MLP" if block % 2 else "attention" if self.structure[block // 2].kv_heads else "mixer"
             raise BadInputError(
                 f"layer {block // 2}: its {part} gives activations that are not finite on the calibration text: "
                 "the weights are damaged or do not fit the configuration"
@@ -159,13 +159,13 @@ def exp_or_inf(value: float) -> float:
     return math.exp(value) if value < 700.0 else math.inf
 
 
-def _size(structure: Structure, block: int) -> int:
+def _size(structure: Structure, block: int) -> tuple[int, ...]:
     layer = structure[block // 2]
-    return layer.mlp_width if block % 2 else layer.kv_heads
+    return (layer.mlp_width,) if block % 2 else (layer.kv_heads, layer.mixer_width, layer.state_size)
 
 
 def _live(structure: Structure, block: int) -> bool:
-    return _size(structure, block) > 0
+    return any(_size(structure, block))
 
 
 def _checked(tokens: torch.Tensor, vocab_size: int, context: int) -> torch.Tensor:

@@ -6,13 +6,27 @@ projections have biases), never a fork of the algorithm.  `docs/families.md` say
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
+
+import transformers
 
 from prune_export.errors import BadInputError, nearest
 from prune_export.prune.family import PRUNED_PREFIX, Family
 from prune_export.prune.family_rows import ROWS
 
-__all__ = ["FAMILIES", "PRUNED_PREFIX", "Family", "check_supported", "family_of", "is_pruned"]
+__all__ = [
+    "FAMILIES",
+    "PRUNED_PREFIX",
+    "Family",
+    "check_supported",
+    "family_of",
+    "is_pruned",
+    "pruned_classes",
+    "pruned_module",
+    "stock_classes",
+]
 
 FAMILIES: dict[str, Family] = {row.name: row for row in ROWS}
 
@@ -45,6 +59,22 @@ def check_supported(config: Any) -> None:
             raise BadInputError(
                 f"a model of family {family.name} with {rule.flag} = {value} is not supported: {rule.why}"
             )
+
+
+def pruned_module(family: Family) -> ModuleType:
+    """The module that defines the family's pruned classes; its file is copied beside a pruned checkpoint."""
+    return importlib.import_module(f"prune_export.prune.{family.module}")
+
+
+def pruned_classes(family: Family) -> tuple[Any, Any]:
+    """(configuration, model) class of a pruned model."""
+    module = pruned_module(family)
+    return getattr(module, family.pruned_config_class), getattr(module, family.pruned_model_class)
+
+
+def stock_classes(family: Family) -> tuple[Any, Any]:
+    """(configuration, model) class of a dense model."""
+    return getattr(transformers, family.config_class), getattr(transformers, family.model_class)
 
 
 def is_pruned(config: Any) -> bool:

@@ -73,6 +73,8 @@ class Family:
         activation: name of the MLP's activation, beside its projections.
         heads: how the rows of q, k and v lie.
         mlp_layout: how the MLP's input projections lie.
+        mixer_units: what is removed of a mixer: channels (Mamba) or heads (Mamba-2).
+        recurrence: parameters in a mixer that go with its recurrence; empty when it cannot go alone.
         projections: short name (q k v o, qkv, gate up down, gate_up, in out) to the name in the sub-block.
     """
 
@@ -108,6 +110,8 @@ class Family:
     activation: str = "act_fn"
     heads: HeadLayout = "separate"
     mlp_layout: MlpLayout = "separate"
+    mixer_units: Literal["channels", "heads"] = "channels"
+    recurrence: tuple[str, ...] = ()
     projections: dict[str, str] = field(default_factory=lambda: dict(SEPARATE))
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.prune.candidates import Structure
+from prune_export.shape import LayerShape
 
 _FORMAT = 1
 
@@ -107,4 +108,9 @@ class Journal:
 
 
 def _key(structure: Structure) -> str:
-    return ";".join(f"{layer.kv_heads},{layer.mlp_width}" for layer in structure)
+    return ";".join(",".join(map(str, _sizes(layer))) for layer in structure)
+
+
+def _sizes(layer: LayerShape) -> tuple[int, ...]:
+    mixer = (layer.mixer_width, layer.state_size) if layer.mixer_width else ()
+    return (layer.kv_heads, layer.mlp_width, *mixer)

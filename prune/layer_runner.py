@@ -8,7 +8,7 @@ takes as long as the whole one; `Decoder` is faster for the families that it kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ import torch
 from prune_export.prune.candidates import Structure
 from prune_export.prune.families import family_of
 from prune_export.prune.layout import attention_columns
+from prune_export.prune.mixers import unit_columns
 from prune_export.prune.reorder import LayerOrder
 from prune_export.prune.shapes import model_shape
+from prune_export.shape import LayerShape
 
 
 class _FirstLayerReachedError(Exception):
@@ -71,16 +73,18 @@ class LayerRunner:
         layer = structure[block // 2]
         if self._parallel:
             return block % 2 == 1 and bool(layer.kv_heads or layer.mlp_width)
-        return bool(layer.mlp_width if block % 2 else layer.kv_heads)
+        return bool(layer.mlp_width if block % 2 else layer.kv_heads or layer.mixer_width)
 
     def run_block(self, hidden: torch.Tensor, block: int, structure: Structure) -> torch.Tensor:
-        """hidden [B, T, D] through sub-block `block` (2 i: attention, 2 i + 1: MLP of layer i) at its width."""
+        """hidden [B, T, D] through sub-block `block` (2 i: attention or mixer, 2 i + 1: MLP) at its width."""
         if not self.changes(block, structure):
             return hidden
         index, dims = block // 2, structure[block // 2]
         result = hidden
         if dims.kv_heads and (self._parallel or block % 2 == 0):
             result = result + self._attention(hidden, index, dims.kv_heads)
+        if dims.mixer_width and block % 2 == 0:
+            result = result + self._mixer(hidden, index, dims)
         if dims.mlp_width and block % 2:
             result = result + self._mlp(hidden, index, dims.mlp_width)
         return result
@@ -105,6 +109,24 @@ class LayerRunner:
                 activation = getattr(layer, family.activation)
                 result = down(activation(layer.get_submodule(family.path("mlp", "up"))(inner)))
         return self._after(layer, family.mlp_post_norm, result)
+
+    def _mixer(self, hidden: torch.Tensor, index: int, dims: LayerShape) -> torch.Tensor:
+        """Units are silenced before anything mixes them: the projection to B, C and the time step (Mamba) or the gated
+        norm (Mamba-2); the recurrence by C = 0.
+        """
+        layer, dense, family = self._layers[index], self.shape.layers[index], self._family
+        mixer = layer.get_submodule(family.mixer)
+        normed = layer.get_submodule(family.mixer_norm)(hidden.to(self.dtype))
+        units = torch.tensor(self._orders[index].mixer_units[dims.mixer_width :], dtype=torch.long)
+        removed = unit_columns(mixer, family, dense)[units].reshape(-1)
+        places = ("x_proj", "out_proj") if family.mixer_units == "channels" else ("norm",)
+        with ExitStack() as stack:
+            for place in places:
+                stack.enter_context(_without(mixer.get_submodule(place), removed))
+            if dense.state_size and not dims.state_size:
+                stack.enter_context(_no_output(mixer.act, mixer.n_groups * dense.state_size))
+            mixed: torch.Tensor = mixer(normed)
+            return mixed
 
     def _after(self, layer: Any, norm: str | None, output: torch.Tensor) -> torch.Tensor:
         normed: torch.Tensor = output if norm is None else layer.get_submodule(norm)(output)
@@ -142,6 +164,20 @@ class LayerRunner:
 @contextmanager
 def _hooked(module: Any, hook: Callable[..., Any]) -> Iterator[None]:
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _no_output(module: Any, columns: int) -> Iterator[None]:
+    """Sets the last columns of a module's output to zero."""
+
+    def silence(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[..., :-columns], torch.zeros_like(output[..., -columns:])], -1)
+
+    handle = module.register_forward_hook(silence)
     try:
         yield
     finally:

@@ -7,33 +7,19 @@ masks are made from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from prune_export.plan import LayerKeep
+from prune_export.prune.cuts import Cut, expand
 from prune_export.prune.family import Family
+from prune_export.prune.mixers import mixer_cuts, unit_columns
 from prune_export.shape import LayerShape, ModelShape
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What stays of one parameter: `indices` along `dim`."""
-
-    dim: int
-    indices: torch.Tensor
-
-
-def layer_cuts(
-    layer: Any,
-    family: Family,
-    shape: ModelShape,
-    index: int,
-    *,
-    kv_groups: Sequence[int] = (),
-    mlp_channels: Sequence[int] = (),
-) -> dict[str, Cut]:
+def layer_cuts(layer: Any, family: Family, shape: ModelShape, index: int, keep: LayerKeep) -> dict[str, Cut]:
     """The cuts of a layer's parameters by name; parameters that no width touches are missing.
 
     Args:
@@ -41,20 +27,48 @@ def layer_cuts(
         family: its row.
         shape: of the dense model.
         index: of the layer.
-        kv_groups: kept KV groups in the order that they get; empty without attention.
-        mlp_channels: kept MLP channels, likewise.
+        keep: what stays of it.
     """
     dims = shape.layers[index]
     cuts: dict[str, Cut] = {}
-    if kv_groups:
-        for short, rows in attention_rows(family, dims, shape.head_dim, kv_groups).items():
+    if keep.kv_groups:
+        for short, rows in attention_rows(family, dims, shape.head_dim, keep.kv_groups).items():
             cuts |= _row_cuts(layer, family.path("attention", short), rows)
-        cuts |= _column_cut(layer, family.path("attention", "o"), attention_columns(dims, shape.head_dim, kv_groups))
-    if mlp_channels:
-        for short, rows in mlp_rows(family, dims, mlp_channels).items():
+        columns = attention_columns(dims, shape.head_dim, keep.kv_groups)
+        cuts |= _column_cut(layer, family.path("attention", "o"), columns)
+    if keep.mlp_channels:
+        for short, rows in mlp_rows(family, dims, keep.mlp_channels).items():
             cuts |= _row_cuts(layer, family.path("mlp", short), rows)
-        cuts |= _column_cut(layer, family.path("mlp", "down"), torch.tensor(mlp_channels))
+        cuts |= _column_cut(layer, family.path("mlp", "down"), torch.tensor(keep.mlp_channels))
+    if keep.mixer_units:
+        cuts |= mixer_cuts(layer.get_submodule(family.mixer), family, dims, keep.mixer_units, keep.recurrence)
     return cuts
+
+
+def output_units(layer: Any, family: Family, shape: ModelShape, index: int, part: str) -> tuple[str, torch.Tensor]:
+    """Where the units of a sub-block leave it.
+
+    Silencing a unit's columns removes it exactly, but for state-space mixers, which mix units before: `LayerRunner`
+    says where they have to be silenced.
+
+    Args:
+        layer: a dense layer.
+        family: its row.
+        shape: of the dense model.
+        index: of the layer.
+        part: "attention", "mlp" or "mixer"; the layer must have it.
+
+    Returns:
+        Path in the layer of the output projection (a Linear, or GPT-2's Conv1D; `row_matrix` gives [out, in] of both),
+        and its input columns [units, columns of one], in the order of the dense layer.
+    """
+    dims = shape.layers[index]
+    if part == "mixer":
+        return family.path(part, "out"), unit_columns(layer.get_submodule(family.mixer), family, dims)
+    if part == "mlp":
+        return family.path(part, "down"), torch.arange(dims.mlp_width)[:, None]
+    columns = attention_columns(dims, shape.head_dim, range(dims.kv_heads))
+    return family.path(part, "o"), columns.view(dims.kv_heads, -1)
 
 
 def head_pieces(family: Family, dims: LayerShape, head_dim: int) -> list[tuple[str, torch.Tensor]]:
@@ -104,11 +118,6 @@ def row_matrix(module: Any) -> torch.Tensor:
     """Weight [out, in] of a Linear or of GPT-2's transposed Conv1D, as a view."""
     weight: torch.Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
-
-
-def expand(units: Sequence[int], size: int) -> torch.Tensor:
-    """Indices of units of `size` neighbours each."""
-    return (torch.tensor(units, dtype=torch.long)[:, None] * size + torch.arange(size)).reshape(-1)
 
 
 def _joined(pieces: list[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

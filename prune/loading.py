@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from prune_export.errors import BadInputError
 from prune_export.files import sha256
-from prune_export.prune import modeling
-from prune_export.prune.families import Family, family_of, is_pruned
+from prune_export.prune.families import Family, family_of, is_pruned, pruned_classes, stock_classes
 from prune_export.prune.quiet import quiet
 from prune_export.prune.shapes import model_shape
 
@@ -84,10 +83,10 @@ def load_config(directory: Path) -> Any:
     family = family_of(data)
     if "quantization_config" in data:
         raise BadInputError(f"{directory} holds quantized weights, pruning needs plain ones: use the original model")
-    source, name = (modeling, family.pruned_config_class) if is_pruned(data) else (transformers, family.config_class)
+    config_class, _ = pruned_classes(family) if is_pruned(data) else stock_classes(family)
     try:
         with quiet():
-            config = getattr(source, name).from_dict(data)
+            config = config_class.from_dict(data)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise BadInputError(f"{directory / CONFIG} is not valid for {family.name}: {_one_line(error)}") from None
     model_shape(config)
@@ -97,9 +96,9 @@ def load_config(directory: Path) -> Any:
 def empty_model(config: Any) -> Any:
     """The model of a configuration with parameters on the meta device: shapes without memory."""
     family = family_of(config)
-    source, name = (modeling, family.pruned_model_class) if is_pruned(config) else (transformers, family.model_class)
+    _, model_class = pruned_classes(family) if is_pruned(config) else stock_classes(family)
     with quiet(), torch.device("meta"):
-        return getattr(source, name)(config).eval()
+        return model_class(config).eval()
 
 
 def fill(model: Any, state: dict[str, torch.Tensor]) -> None:
@@ -182,12 +181,17 @@ def _read_config(directory: Path) -> dict[str, Any]:
         what = "is empty" if not any(directory.iterdir()) else f"has no {CONFIG}"
         raise BadInputError(f"model directory {directory} {what}: it must hold {CONFIG}, safetensors and a tokenizer")
     try:
-        data = json.loads(path.read_text(encoding="utf8"))
+        data = json.loads(path.read_text(encoding="utf8"), object_hook=_special_float)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise BadInputError(f"{path} is no table of settings")
     return data
+
+
+def _special_float(item: dict[str, Any]) -> Any:
+    """`transformers` writes numbers that are not finite (Mamba-2's limits) as {"__float__": "Infinity"}."""
+    return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
 def _shards(directory: Path, index: Path) -> list[Path]:

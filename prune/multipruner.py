@@ -15,10 +15,12 @@ from prune_export.errors import BadInputError
 from prune_export.plan import PlanStep, PrunePlan
 from prune_export.prune.candidates import (
     Change,
+    Part,
     Structure,
     apply_change,
     block_changes,
     kv_changes,
+    mixer_changes,
     mlp_changes,
     smallest_structures,
 )
@@ -228,13 +230,15 @@ class MultiPruner:
         for step in plan.history:
             if step.stage != "blocks":
                 return
-            change = Change("blocks", step.layer, "mlp" if step.part == "mlp" else "attention", 0)
+            change = Change("blocks", step.layer, _part(step.part), 0)
             after = apply_change(state.structure, change, self._dense)
             log_perplexity = self._score(state, after, change)
             state.take(Pick(change, 0.0, after, log_perplexity, self._cost(after)))
 
     def _check_reachable(self, state: _State) -> None:
-        smallest = min(smallest_structures(self._dense.layers, self._dense, self._kv_group), key=self._cost)
+        smallest = min(
+            smallest_structures(self._dense.layers, self._dense, self._kv_group, self._mixer_group), key=self._cost
+        )
         if self._cost(smallest) > state.budget:
             raise self._infeasible(smallest, self._score(state, smallest, None), state.budget)
 
@@ -254,10 +258,22 @@ class MultiPruner:
         return self._costs[structure]
 
     def _mlp(self, structure: Structure) -> list[Change]:
-        return mlp_changes(structure, self._mlp_group)
+        """MLP channels; the channels of a state-space mixer count as such."""
+        mixers = [] if self._by_heads else mixer_changes(structure, self._mixer_group, "mlp")
+        return [*mlp_changes(structure, self._mlp_group), *mixers]
 
     def _kv(self, structure: Structure) -> list[Change]:
-        return kv_changes(structure, self._kv_group)
+        """KV groups; the heads of a state-space mixer count as such."""
+        mixers = mixer_changes(structure, self._mixer_group, "attention") if self._by_heads else []
+        return [*kv_changes(structure, self._kv_group), *mixers]
+
+    @property
+    def _by_heads(self) -> bool:
+        return self._dense.mixer is not None and self._dense.mixer.heads
+
+    @property
+    def _mixer_group(self) -> int:
+        return self._kv_group if self._by_heads else self._mlp_group
 
     def _all(self, structure: Structure) -> list[Change]:
         return [*block_changes(structure), *self._mlp(structure), *self._kv(structure)]
@@ -285,6 +301,11 @@ class MultiPruner:
         shares = ":".join(f"{share:g}" for share in self._distribution)
         groups = f"groups of {self._mlp_group} channels and {self._kv_group} KV heads"
         return f"MultiPruner {shares}, {groups}, by {self._rule}{', lazily' if self._lazy else ''}"
+
+
+def _part(name: str) -> Part:
+    parts: tuple[Part, ...] = ("attention", "mlp", "mixer", "recurrence")
+    return next(part for part in parts if part == name)
 
 
 def _check_settings(distribution: tuple[float, float, float], mlp_group: int, kv_group: int) -> None:

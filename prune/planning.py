@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune_export.plan import LayerKeep, PrunePlan
+from prune_export.plan import PrunePlan
 from prune_export.prune.search_result import SearchResult
 
 
@@ -16,11 +16,8 @@ def make_plan(result: SearchResult, *, source: str, source_digest: str, calibrat
         calibration_digest: sha256 of the calibration tokens.
     """
     keep = tuple(
-        LayerKeep(
-            kv_groups=tuple(sorted(order.kv_groups[: layer.kv_heads])),
-            mlp_channels=tuple(sorted(order.mlp_channels[: layer.mlp_width])),
-        )
-        for order, layer in zip(result.orders, result.shape.layers, strict=True)
+        order.kept(layer, dense)
+        for order, layer, dense in zip(result.orders, result.shape.layers, result.dense.layers, strict=True)
     )
     return PrunePlan(
         source=source,

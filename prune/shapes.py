@@ -6,6 +6,7 @@ from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.prune.families import Family, check_supported, family_of, is_pruned
+from prune_export.prune.mixers import state_space_shape
 from prune_export.prune.modeling import dense_sizes
 from prune_export.shape import LayerShape, ModelShape
 
@@ -25,9 +26,16 @@ def model_shape(config: Any) -> ModelShape:
     family = family_of(config)
     check_supported(config)
     try:
-        return _decoder_shape(family, config)
+        return state_space_shape(family, config) if family.mixer else _decoder_shape(family, config)
     except ValueError as error:
         raise BadInputError(f"config.json describes no usable {family.name} model: {error}") from None
+
+
+def layer_rows(shape: ModelShape) -> list[list[int]]:
+    """`prune_layers` of a pruned configuration, one row a layer."""
+    if shape.mixer is not None:
+        return [[layer.mixer_width, layer.state_size] for layer in shape.layers]
+    return [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in shape.layers]
 
 
 def head_dim(config: Any) -> int:

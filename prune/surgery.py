@@ -9,11 +9,10 @@ import torch
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
-from prune_export.prune import modeling
-from prune_export.prune.families import Family, family_of
-from prune_export.prune.layout import Cut, layer_cuts
+from prune_export.prune.families import Family, family_of, pruned_classes
+from prune_export.prune.layout import layer_cuts
 from prune_export.prune.loading import empty_model, fill
-from prune_export.prune.shapes import model_shape
+from prune_export.prune.shapes import layer_rows, model_shape
 from prune_export.shape import ModelShape
 
 AUTO_MODULE = "modeling_prune_export"
@@ -51,8 +50,10 @@ def _check_plan(shape: ModelShape, plan: PrunePlan) -> None:
             f"{len(plan.dense.layers)} layers, {plan.dense.parameters()} parameters); "
             f"this one is {shape.family} with {len(shape.layers)} layers and {shape.parameters()} parameters"
         )
-    if not plan.target.attention_layers:
+    if plan.dense.mixer is None and not plan.target.attention_layers:
         raise BadInputError("the plan removes every attention: keep at least one KV group of one layer")
+    if plan.dense.mixer is not None and not plan.target.mixer_layers:
+        raise BadInputError("the plan removes every mixer: keep at least one unit of one layer")
 
 
 def _pruned_config(config: Any, plan: PrunePlan) -> Any:
@@ -60,12 +61,12 @@ def _pruned_config(config: Any, plan: PrunePlan) -> Any:
         return copy.deepcopy(config)
     family = family_of(config)
     data = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    data["prune_layers"] = [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in plan.target.layers]
+    data["prune_layers"] = layer_rows(plan.target)
     data["auto_map"] = {
         "AutoConfig": f"{AUTO_MODULE}.{family.pruned_config_class}",
         "AutoModelForCausalLM": f"{AUTO_MODULE}.{family.pruned_model_class}",
     }
-    pruned = getattr(modeling, family.pruned_config_class)(**data)
+    pruned = pruned_classes(family)[0](**data)
     pruned.architectures = [family.pruned_model_class]
     pruned._attn_implementation = config._attn_implementation
     return pruned
@@ -80,28 +81,29 @@ def _cut_state(model: Any, family: Family, shape: ModelShape, plan: PrunePlan) -
 
 
 def _cut_layer(layer: Any, family: Family, shape: ModelShape, index: int, keep: LayerKeep) -> dict[str, torch.Tensor]:
-    gone = _gone(family, keep)
-    cuts = layer_cuts(layer, family, shape, index, kv_groups=keep.kv_groups, mlp_channels=keep.mlp_channels)
+    gone, cuts = _gone(family, keep), layer_cuts(layer, family, shape, index, keep)
     state = {}
     for name, tensor in layer.state_dict().items():
-        if not name.startswith(gone):
-            state[name] = _select(tensor, cuts[name]) if name in cuts else tensor
+        if not f"{name}.".startswith(gone):
+            state[name] = cuts[name].of(tensor) if name in cuts else tensor
     return state
 
 
 def _gone(family: Family, keep: LayerKeep) -> tuple[str, ...]:
     """Beginnings of the names of a layer's parameters that go with its removed sub-blocks."""
     paths: list[str] = []
-    if not keep.kv_groups:
-        paths += [family.attention, *family.norms("attention")]
-    if not keep.mlp_channels:
-        inner = [family.path("mlp", short) for short in (*family.in_modules, "down")]
-        paths += [*([family.mlp] if family.mlp else inner), *family.norms("mlp")]
+    if family.mixer:
+        if not keep.mixer_units:
+            paths += [family.mixer, *family.norms("mixer")]
+        elif not keep.recurrence:
+            paths += [f"{family.mixer}.{name}" for name in family.recurrence]
+    else:
+        if not keep.kv_groups:
+            paths += [family.attention, *family.norms("attention")]
+        if not keep.mlp_channels:
+            inner = [family.path("mlp", short) for short in (*family.in_modules, "down")]
+            paths += [*([family.mlp] if family.mlp else inner), *family.norms("mlp")]
     return tuple(f"{path}." for path in paths)
-
-
-def _select(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
-    return tensor if len(cut.indices) == tensor.shape[cut.dim] else tensor.index_select(cut.dim, cut.indices)
 
 
 def _check_result(result: Any, target: ModelShape) -> None:

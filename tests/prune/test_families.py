@@ -12,7 +12,7 @@ from transformers.utils import logging
 from prune_export.errors import BadInputError
 from prune_export.prune import modeling
 from prune_export.prune.calibration import default_size, search_flops
-from prune_export.prune.families import FAMILIES, Family, family_of, is_pruned
+from prune_export.prune.families import FAMILIES, Family, family_of, is_pruned, pruned_classes
 from prune_export.prune.quiet import quiet
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.surgery import prune_model
@@ -24,6 +24,14 @@ def test_row_matches_the_model(variant: str) -> None:
     model = tiny_model(variant)
     family, shape = family_of(model.config), model_shape(model.config)
     assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameters()
+    for path in (family.embeddings, family.positions, family.final_norm, family.rotary, family.head):
+        if path is not None:
+            model.get_submodule(path)
+    if shape.mixer is not None:
+        for path in (family.mixer, family.mixer_norm, family.path("mixer", "in"), family.path("mixer", "out")):
+            model.get_submodule(family.layers)[0].get_submodule(path)
+        assert shape.layers[0].mixer_width * shape.mixer.unit_columns == 64
+        return
     layer = model.get_submodule(family.layers)[0]
     where = places(model)
     assert (family.layers, family.attention) == (where.layers, where.attention)
@@ -35,9 +43,6 @@ def test_row_matches_the_model(variant: str) -> None:
     assert set(found) == set(family.projections)
     biased = {part for short, linear in found.items() if linear.bias is not None for part in parts.get(short, (short,))}
     assert biased == set(shape.biases)
-    for path in (family.embeddings, family.positions, family.final_norm, family.rotary, family.head):
-        if path is not None:
-            model.get_submodule(path)
     for part in ("attention", "mlp"):
         for path in family.norms(part):
             layer.get_submodule(path)
@@ -46,9 +51,9 @@ def test_row_matches_the_model(variant: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_pruned_classes_exist_under_their_own_type(family: Family) -> None:
-    config_class = getattr(modeling, family.pruned_config_class)
+    config_class, model_class = pruned_classes(family)
     assert config_class.model_type == family.pruned_type
-    assert getattr(modeling, family.pruned_model_class).config_class is config_class
+    assert model_class.config_class is config_class
     assert not is_pruned(SimpleNamespace(model_type=family.name))
     assert family_of({"model_type": family.pruned_type}) is family
 

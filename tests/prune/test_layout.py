@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_models import tiny_model, tokens  # type: ignore[import-not-found]
+from tiny_models import tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
+from prune_export.prune.families import family_of
+from prune_export.prune.layout import output_units, row_matrix
 from prune_export.prune.reorder import importance_orders
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.surgery import prune_model
 
 
 def test_phi3_is_a_llama_with_fused_projections() -> None:
@@ -60,3 +64,18 @@ def _by_hand(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.
     attention = layer.self_attn
     q, k, v = (item.weight.view(4, 8, 32) for item in (attention.q_proj, attention.k_proj, attention.v_proj))
     return q, k, v, layer.fc1.weight
+
+
+@pytest.mark.parametrize("variant", ["llama", "phi3", "gpt_neox", "opt", "gpt2", "mamba2-groups"])
+def test_output_units_are_what_surgery_keeps(variant: str) -> None:
+    """The pruned output projection holds the columns of the kept units."""
+    model = tiny_model(variant)
+    family, shape, plan = family_of(model.config), model_shape(model.config), varied_plan(model)
+    pruned = prune_model(model, plan)
+    kept = {"attention": plan.keep[1].kv_groups, "mlp": plan.keep[1].mlp_channels, "mixer": plan.keep[1].mixer_units}
+    for part, units in kept.items():
+        if units:
+            layer, cut = (item.get_submodule(family.layers)[1] for item in (model, pruned))
+            path, columns = output_units(layer, family, shape, 1, part)
+            wanted = row_matrix(layer.get_submodule(path))[:, columns[list(units)].flatten().sort().values]
+            assert torch.equal(row_matrix(cut.get_submodule(path)), wanted)

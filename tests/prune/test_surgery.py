@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import VARIANTS, masked, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import VARIANTS, masked, places, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep
@@ -37,16 +37,17 @@ def test_pruned_equals_masked_dense_with_cache(variant: str) -> None:
     ids = tokens(2, 12)
     with masked(model, plan.keep):
         expected = model(ids).logits
+    name = places(model).cache
     output = pruned(ids[:, :7], use_cache=True)
-    cache = output.past_key_values
-    assert len(cache.layers) == len(plan.target.attention_layers)
+    cache = output[name]
+    assert len(cache.layers) == len(plan.target.attention_layers or plan.target.mixer_layers)
     assert (output.logits - expected[:, :7]).abs().max() <= TOLERANCE
     for at in range(7, 12):
-        output = pruned(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+        output = pruned(ids[:, at : at + 1], use_cache=True, **{name: cache})
         assert (output.logits - expected[:, at : at + 1]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2-mixed-windows"])
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2-mixed-windows", "gemma2", "gpt2"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_left_padding(variant: str, beams: int) -> None:
     model = tiny_model(variant)

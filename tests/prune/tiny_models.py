@@ -40,14 +40,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
     "gpt2": ("gpt2", {"tie_word_embeddings": True}),
     "gpt2-inverse-scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": None}),
+    "mamba": ("mamba", {"state_size": 4, "conv_kernel": 3, "tie_word_embeddings": True}),
+    "mamba-biases": ("mamba", {"state_size": 4, "use_bias": True, "use_conv_bias": False}),
+    "mamba2": ("mamba2", {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 4}),
+    "mamba2-groups": ("mamba2", {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4,
+                                 "use_bias": True}),
 }  # fmt: skip
 # The first variant of every family.
 ONE_OF_EACH = tuple({family: variant for variant, (family, _) in reversed(VARIANTS.items())}.values())[::-1]
 # How the families call the common settings, where they differ from Llama; None leaves one out.
+NOT_IN_MAMBA: dict[str, str | None] = dict.fromkeys(
+    ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+)
 RENAMED: dict[str, dict[str, str | None]] = {
     "gpt_neox": {"num_key_value_heads": None},
     "opt": {"intermediate_size": "ffn_dim", "num_key_value_heads": None},
     "gpt2": {"intermediate_size": "n_inner", "num_key_value_heads": None},
+    "mamba": NOT_IN_MAMBA,
+    "mamba2": NOT_IN_MAMBA,
 }
 
 
@@ -60,12 +70,15 @@ class Places:
     o: str = "self_attn.o_proj"
     mlp: str = "mlp"
     down: str = "mlp.down_proj"
+    cache: str = "past_key_values"
 
 
 PLACES = {
     "gpt_neox": Places("gpt_neox.layers", "attention", "attention.dense", "mlp", "mlp.dense_4h_to_h"),
     "opt": Places("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", "fc2"),
     "gpt2": Places("transformer.h", "attn", "attn.c_proj", "mlp", "mlp.c_proj"),
+    "mamba": Places("backbone.layers", cache="cache_params"),
+    "mamba2": Places("backbone.layers", cache="cache_params"),
 }
 
 
@@ -121,8 +134,24 @@ def plan_of(model: Any, changed: dict[int, LayerKeep]) -> PrunePlan:
 
 
 def varied_plan(model: Any) -> PrunePlan:
-    """Layer 0 loses its attention, 1 half of both, 2 its MLP, 3 both; 4 stays whole but for channels in the middle."""
-    whole = keep_all(model_shape(model.config))[0]
+    """Layer 0 loses its attention, 1 half of both, 2 its MLP, 3 both; 4 stays whole but for channels in the middle.
+
+    In a state-space model, layers 0 and 3 are gone, 1 is narrower, 2 loses its recurrence (if it can) and 4 both.
+    """
+    shape = model_shape(model.config)
+    whole = keep_all(shape)[0]
+    if shape.mixer is not None:
+        alone = shape.layers[0].state_size > 0
+        return plan_of(
+            model,
+            {
+                0: LayerKeep((), ()),
+                1: LayerKeep((), (), whole.mixer_units[1::2]),
+                2: LayerKeep((), (), whole.mixer_units, not alone),
+                3: LayerKeep((), ()),
+                4: LayerKeep((), (), whole.mixer_units[1:4], not alone),
+            },
+        )
     return plan_of(
         model,
         {
@@ -139,6 +168,10 @@ def varied_plan(model: Any) -> PrunePlan:
 def masked(model: Any, keep: tuple[LayerKeep, ...]) -> Iterator[Any]:
     """The dense model with removed groups, channels and sub-blocks silenced by hooks; nothing is cut."""
     shape, where = model_shape(model.config), places(model)
+    if shape.mixer is not None:
+        with _masked_mixers(model.get_submodule(where.layers), keep):
+            yield model
+        return
     handles = []
     for layer, dims, kept in zip(model.get_submodule(where.layers), shape.layers, keep, strict=True):
         size = dims.query_heads // dims.kv_heads * shape.head_dim
@@ -159,10 +192,44 @@ def masked(model: Any, keep: tuple[LayerKeep, ...]) -> Iterator[Any]:
             handle.remove()
 
 
+@contextmanager
+def _masked_mixers(layers: Any, keep: tuple[LayerKeep, ...]) -> Iterator[None]:
+    """Channels are silenced where they enter B, C, the time step and the output, heads where they enter the gated norm;
+    a recurrence by zero weights for C.
+    """
+    handles, restored = [], []
+    for layer, kept in zip(layers, keep, strict=True):
+        mixer = layer.mixer
+        if hasattr(mixer, "x_proj"):
+            handles += [
+                getattr(mixer, name).register_forward_pre_hook(_keep_columns(list(kept.mixer_units)))
+                for name in ("x_proj", "out_proj")
+            ]
+        else:
+            size, per_group = mixer.head_dim, mixer.num_heads // mixer.n_groups
+            heads = [group * per_group + unit for group in range(mixer.n_groups) for unit in kept.mixer_units]
+            columns = [head * size + offset for head in heads for offset in range(size)]
+            handles.append(mixer.norm.register_forward_pre_hook(_keep_columns(columns)))
+            if not kept.recurrence:
+                restored.append((mixer.conv1d.weight, mixer.conv1d.weight.clone()))
+                restored.append((mixer.conv1d.bias, mixer.conv1d.bias.clone()))
+                for tensor in (mixer.conv1d.weight, mixer.conv1d.bias):
+                    tensor[-mixer.n_groups * mixer.ssm_state_size :] = 0
+        if not kept.mixer_units:
+            handles.append(mixer.register_forward_hook(lambda _m, _a, out: torch.zeros_like(out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for tensor, values in restored:
+            tensor.copy_(values)
+
+
 def _keep_columns(columns: list[int]) -> Any:
-    def hook(_module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         mask = torch.zeros(inputs[0].shape[-1])
         mask[columns] = 1
-        return (inputs[0] * mask,)
+        return (inputs[0] * mask, *inputs[1:])
 
     return hook
