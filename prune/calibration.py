@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from prune_export.errors import BadInputError
 from prune_export.shape import ModelShape
 
 _LENGTH = 512
@@ -112,3 +115,16 @@ def _mixer_flops(shape: ModelShape, ratio: float) -> float:
     layers = sum(shape.mixer_parameters(layer.mixer_width, layer.state_size) for layer in mixers)
     steps = max(1.0, ratio * shape.parameters() * len(mixers) / layers)
     return 2.0 * len(mixers) * steps * 2.0 * (layers / 2 + shape.vocab_size * shape.hidden_size)
+
+
+def spread_windows(windows: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Whole windows of [N, T], evenly spread over them, that hold about `wanted` tokens; at least one.
+
+    Raises:
+        BadInputError: nothing to choose from.
+    """
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise BadInputError(f"calibration tokens have shape {[count, length]}: a sequence of 2 tokens is needed")
+    number = min(count, max(1, math.ceil(wanted / length)))
+    return windows[torch.linspace(0, count - 1, number).round().long().unique()]

@@ -34,6 +34,9 @@ class LayerRunner:
     Args:
         model: of a supported family, in evaluation mode; it is not changed.
         orders: importance orders that widths are counted in.
+
+    Attributes:
+        orders: the same, one a layer; may be replaced between calls.
     """
 
     def __init__(self, model: Any, orders: tuple[LayerOrder, ...]) -> None:
@@ -41,7 +44,7 @@ class LayerRunner:
         self.shape = model_shape(model.config)
         self.dtype: torch.dtype = model.dtype
         self._model = model
-        self._orders = orders
+        self.orders = list(orders)
         self._layers = list(model.get_submodule(self._family.layers))
         self._parallel = self._family.parallel is not None and bool(getattr(model.config, self._family.parallel))
         self._arguments: dict[tuple[int, int], dict[str, Any]] = {}
@@ -92,7 +95,7 @@ class LayerRunner:
     def _attention(self, hidden: torch.Tensor, index: int, kv_heads: int) -> torch.Tensor:
         layer, dense = self._layers[index], self.shape.layers[index]
         normed = layer.get_submodule(self._family.attention_norm)(hidden)
-        removed = attention_columns(dense, self.shape.head_dim, self._orders[index].kv_groups[kv_heads:])
+        removed = attention_columns(dense, self.shape.head_dim, self.orders[index].kv_groups[kv_heads:])
         arguments = self._attention_arguments(index, hidden.shape[1])
         with _without(layer.get_submodule(self._family.path("attention", "o")), removed):
             attended = layer.get_submodule(self._family.attention)(normed, **arguments)[0]
@@ -102,7 +105,7 @@ class LayerRunner:
         layer, family = self._layers[index], self._family
         inner = layer.get_submodule(family.mlp_norm)(hidden)
         down = layer.get_submodule(family.path("mlp", "down"))
-        with _without(down, torch.tensor(self._orders[index].mlp_channels[width:], dtype=torch.long)):
+        with _without(down, torch.tensor(self.orders[index].mlp_channels[width:], dtype=torch.long)):
             if family.mlp:
                 result = layer.get_submodule(family.mlp)(inner)
             else:
@@ -117,7 +120,7 @@ class LayerRunner:
         layer, dense, family = self._layers[index], self.shape.layers[index], self._family
         mixer = layer.get_submodule(family.mixer)
         normed = layer.get_submodule(family.mixer_norm)(hidden.to(self.dtype))
-        units = torch.tensor(self._orders[index].mixer_units[dims.mixer_width :], dtype=torch.long)
+        units = torch.tensor(self.orders[index].mixer_units[dims.mixer_width :], dtype=torch.long)
         removed = unit_columns(mixer, family, dense)[units].reshape(-1)
         places = ("x_proj", "out_proj") if family.mixer_units == "channels" else ("norm",)
         with ExitStack() as stack:
