@@ -71,6 +71,8 @@ class Family:
         head_norms: norms over d in an attention.
         position_offset: rows of the table of learned positions beyond the longest sequence.
         activation: name of the MLP's activation, beside its projections.
+        width_setting: configuration name of the MLP width.
+        one_kv_head_each: the family knows no grouped KV heads, and its head width is hidden size / heads.
         heads: how the rows of q, k and v lie.
         mlp_layout: how the MLP's input projections lie.
         mixer_units: what is removed of a mixer: channels (Mamba) or heads (Mamba-2).
@@ -108,6 +110,8 @@ class Family:
     head_norms: int = 0
     position_offset: int = 0
     activation: str = "act_fn"
+    width_setting: str = "intermediate_size"
+    one_kv_head_each: bool = False
     heads: HeadLayout = "separate"
     mlp_layout: MlpLayout = "separate"
     mixer_units: Literal["channels", "heads"] = "channels"

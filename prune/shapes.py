@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from prune_export.errors import BadInputError
@@ -36,6 +37,11 @@ def layer_rows(shape: ModelShape) -> list[list[int]]:
     if shape.mixer is not None:
         return [[layer.mixer_width, layer.state_size] for layer in shape.layers]
     return [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in shape.layers]
+
+
+def single_projections(names: Iterable[str]) -> tuple[str, ...]:
+    """Projections by the short names that a `ModelShape` uses: fused ones by what they hold."""
+    return tuple(part for name in names for part in _PARTS.get(name, (name,)))
 
 
 def head_dim(config: Any) -> int:
@@ -86,5 +92,4 @@ def _unless(default: int, count: int) -> int | None:
 
 def _biases(family: Family, config: Any) -> tuple[str, ...]:
     flagged = [name for flag, names in family.bias_flags.items() if getattr(config, flag, False) for name in names]
-    found = [name for name in family.projections if name in {*family.fixed_biases, *flagged}]
-    return tuple(part for name in found for part in _PARTS.get(name, (name,)))
+    return single_projections(name for name in family.projections if name in {*family.fixed_biases, *flagged})
