@@ -13,6 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from prune_export.prune.families import family_of, is_pruned, pruned_module
 from prune_export.prune.loading import CONFIG, GENERATION_CONFIG, load_model
 from prune_export.prune.quiet import quiet
+from prune_export.prune.remote import copy_remote_code, is_remote
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.surgery import AUTO_MODULE
 
@@ -37,17 +38,21 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path, *, dtype: torch
         _write_json(directory / GENERATION_CONFIG, json.loads(model.generation_config.to_json_string()))
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-    if is_pruned(model.config):
+    if not is_pruned(model.config):
+        return
+    if is_remote(family_of(model.config)):
+        copy_remote_code(model, directory, AUTO_MODULE)
+    else:
         shutil.copyfile(str(pruned_module(family_of(model.config)).__file__), directory / f"{AUTO_MODULE}.py")
 
 
-def load(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(directory: Path | str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
     """The model that `save_checkpoint` wrote, or any dense checkpoint of a supported family.
 
     Raises:
         BadInputError: as `load_model`.
     """
-    return load_model(Path(directory), dtype=dtype)
+    return load_model(Path(directory), dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _state(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -174,4 +174,15 @@ ROWS = (
         recurrence=("dt_bias", "A_log"),
         projections={"in": "in_proj", "out": "out_proj"},
     ),
+    Family(
+        name="baichuan",
+        config_class="",
+        model_class="",
+        pruned_config_class="PruneBaichuanConfig",
+        pruned_model_class="PruneBaichuanForCausalLM",
+        module="modeling_remote",
+        rotary=None,
+        heads="concatenated",
+        projections={"qkv": "W_pack", "o": "o_proj", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
+    ),
 )

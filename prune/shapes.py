@@ -50,6 +50,8 @@ def head_dim(config: Any) -> int:
 
 
 def _decoder_shape(family: Family, config: Any) -> ModelShape:
+    if getattr(config, "max_position_embeddings", None) is None:
+        raise ValueError("it has no max_position_embeddings, and models with ALiBi (Baichuan2-13B) are not supported")
     norm = _norm_parameters(family, config)
     head_norms = family.head_norms * head_dim(config)
     return ModelShape(

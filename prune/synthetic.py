@@ -26,7 +26,7 @@ def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:
     Raises:
         BadInputError: unknown family, no attention, or biases that the family cannot have.
     """
-    names = [name for name, row in FAMILIES.items() if not row.mixer]
+    names = [name for name, row in FAMILIES.items() if row.config_class and not row.mixer]
     if shape.family not in names:
         raise BadInputError(f'no random model of family "{shape.family}": use one of {", ".join(names)}')
     if not shape.attention_layers:

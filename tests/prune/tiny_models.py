@@ -181,7 +181,7 @@ def masked(model: Any, keep: tuple[LayerKeep, ...]) -> Iterator[Any]:
         handles.append(down.register_forward_pre_hook(_keep_columns(list(kept.mlp_channels))))
         if not kept.kv_groups:
             attention = layer.get_submodule(where.attention)
-            handles.append(attention.register_forward_hook(lambda _m, _a, out: (torch.zeros_like(out[0]), out[1])))
+            handles.append(attention.register_forward_hook(lambda _m, _a, out: (torch.zeros_like(out[0]), *out[1:])))
         if not kept.mlp_channels:
             mlp = layer.get_submodule(where.mlp)
             handles.append(mlp.register_forward_hook(lambda _m, _a, out: torch.zeros_like(out)))
