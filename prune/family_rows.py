@@ -13,6 +13,7 @@ ROWS = (
         model_class="LlamaForCausalLM",
         pruned_config_class="PruneLlamaConfig",
         pruned_model_class="PruneLlamaForCausalLM",
+        llama_like=True,
         bias_flags={"attention_bias": ("q", "k", "v", "o"), "mlp_bias": _GATED},
     ),
     Family(
@@ -21,6 +22,7 @@ ROWS = (
         model_class="MistralForCausalLM",
         pruned_config_class="PruneMistralConfig",
         pruned_model_class="PruneMistralForCausalLM",
+        llama_like=True,
     ),
     Family(
         name="qwen2",
@@ -28,6 +30,7 @@ ROWS = (
         model_class="Qwen2ForCausalLM",
         pruned_config_class="PruneQwen2Config",
         pruned_model_class="PruneQwen2ForCausalLM",
+        llama_like=True,
         fixed_biases=("q", "k", "v"),
     ),
     Family(

@@ -55,21 +55,30 @@ def pruned_config_class(model: Any, family: Family) -> Any:
 
 
 def copy_remote_code(model: Any, directory: Path, module: str) -> None:
-    """Puts the code that a pruned remote model needs into a directory: its own, and `module` with the pruned classes.
+    """Puts the code of a remote model into a directory: its own and, for a pruned one, `module` with its classes.
 
     Args:
-        model: a pruned model whose code came with its checkpoint.
-        directory: of the pruned checkpoint.
-        module: name of the file without its ending.
+        model: dense or pruned, of a family whose code comes with the checkpoint.
+        directory: of the checkpoint.
+        module: name of the file with the pruned classes, without its ending.
     """
-    config_base, model_base = type(model.config).__mro__[1], type(model).__mro__[1]
-    lines = [Path(modeling_remote.__file__).read_text(encoding="utf8"), "", ""]
-    for base in (config_base, model_base):
-        path = Path(inspect.getfile(base))
-        for source in (path, *map(Path, get_relative_import_files(str(path)))):
-            if source.parent != directory:
-                shutil.copyfile(source, directory / source.name)
-        lines.append(f"from .{path.stem} import {base.__name__}  # noqa: E402, F401")
-    names = "PruneBaichuanConfig, PruneBaichuanForCausalLM"
-    lines.append(f"\n{names} = pruned_classes({config_base.__name__}, {model_base.__name__})")
-    (directory / f"{module}.py").write_text("\n".join(lines) + "\n", encoding="utf8")
+    bases: list[Any] = [type(model.config), type(model)]
+    if not is_pruned(model.config):
+        for base in bases:
+            _copy_sources(base, directory)
+        return
+    bases = [base.__mro__[1] for base in bases]
+    imports = [f"from .{_copy_sources(base, directory)} import {base.__name__}  # noqa: E402" for base in bases]
+    names = ", ".join(base.__name__ for base in bases)
+    last = f"PruneBaichuanConfig, PruneBaichuanForCausalLM = pruned_classes({names})"
+    text = Path(modeling_remote.__file__).read_text(encoding="utf8")
+    (directory / f"{module}.py").write_text("\n".join([text, "", *imports, "", last, ""]), encoding="utf8")
+
+
+def _copy_sources(kind: Any, directory: Path) -> str:
+    """Copies the file that defines a class and those that it imports; its name without the ending."""
+    path = Path(inspect.getfile(kind))
+    for source in (path, *map(Path, get_relative_import_files(str(path)))):
+        if source.parent.resolve() != directory.resolve():
+            shutil.copyfile(source, directory / source.name)
+    return path.stem

@@ -64,7 +64,7 @@ def _pruned_config(model: Any, plan: PrunePlan) -> Any:
     family = family_of(config)
     data = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
     data["prune_layers"] = layer_rows(plan.target)
-    data["auto_map"] = (getattr(config, "auto_map", None) or {}) | {
+    data["auto_map"] = {
         "AutoConfig": f"{AUTO_MODULE}.{family.pruned_config_class}",
         "AutoModelForCausalLM": f"{AUTO_MODULE}.{family.pruned_model_class}",
     }

@@ -54,6 +54,11 @@ def test_pruned_equals_masked_dense_and_reloads(model: Any, tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "again").glob("*.py")) == names
 
 
+def test_a_dense_checkpoint_takes_its_code_along(model: Any, tmp_path: Path) -> None:
+    save_checkpoint(model, None, tmp_path)
+    assert torch.equal(load(tmp_path, trust_remote_code=True)(tokens(1, 8)).logits, model(tokens(1, 8)).logits)
+
+
 def test_search(model: Any) -> None:
     ids = tokens(2, 12)
     pruner = MultiPruner(Evaluator(model, ids), cost=lambda shape: shape.parameters(), mlp_group=6)

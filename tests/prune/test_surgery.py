@@ -63,6 +63,21 @@ def test_generation_with_left_padding(variant: str, beams: int) -> None:
     assert alone[0, 5:].tolist() == expected[0, 9:].tolist()
 
 
+def test_soft_caps_of_eager_attention() -> None:
+    model = tiny_model("gemma2")
+    ids = tokens(2, 12)
+    without = model(ids).logits
+    model.config.attn_logit_softcapping = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.5
+    model.set_attn_implementation("eager")  # the only one that knows the caps
+    assert (model(ids).logits - without).abs().max() > 1e-2
+    plan = varied_plan(model)
+    with masked(model, plan.keep):
+        expected = model(ids).logits
+    assert (prune_model(model, plan)(ids).logits - expected).abs().max() <= TOLERANCE
+
+
 def test_shape_and_absent_modules() -> None:
     model = tiny_model("qwen2")
     plan = varied_plan(model)

@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 12}),
     "qwen3-biases-tied": ("qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "phi3": ("phi3", {}),
-    "phi3-mha-window": ("phi3", {"num_key_value_heads": 4, "sliding_window": 5}),
+    "phi3-mha-window": ("phi3", {"num_key_value_heads": 4, "sliding_window": 5, "partial_rotary_factor": 0.5}),
     "gemma2": ("gemma2", {"head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5,
                           "tie_word_embeddings": True, "final_logit_softcapping": 4.0}),
     "gpt_neox": ("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
