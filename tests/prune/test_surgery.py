@@ -131,9 +131,28 @@ def test_pruning_twice_equals_pruning_once() -> None:
     assert torch.equal(twice(tokens(2, 9)).logits, prune_model(model, direct)(tokens(2, 9)).logits)
 
 
+@pytest.mark.parametrize("variant", ["mamba", "mamba2", "mamba2-groups"])
+def test_pruning_mixers_twice_equals_pruning_once(variant: str) -> None:
+    model = tiny_model(variant)
+    first = varied_plan(model)
+    once = prune_model(model, first)
+    chosen = first.keep[1].mixer_units[::2]
+    again = {1: LayerKeep((), (), tuple(range(0, len(first.keep[1].mixer_units), 2))), 2: LayerKeep((), (), (0, 2))}
+    direct = {1: LayerKeep((), (), chosen), 2: LayerKeep((), (), (0, 2), first.keep[2].recurrence)}
+    plan = dataclasses.replace(first, keep=tuple(direct.get(at, keep) for at, keep in enumerate(first.keep)))
+    twice = prune_model(once, plan_of(once, again))
+    assert (twice(tokens(2, 9)).logits - prune_model(model, plan)(tokens(2, 9)).logits).abs().max() <= TOLERANCE
+
+
 def test_plan_of_another_model_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"made for another model .*5 layers.*this one is llama with 4 layers"):
         prune_model(tiny_model(layers=4), varied_plan(tiny_model()))
+
+
+def test_plan_without_mixer_is_refused() -> None:
+    model = tiny_model("mamba2")
+    with pytest.raises(BadInputError, match=r"removes every mixer: keep at least one unit"):
+        prune_model(model, plan_of(model, {index: LayerKeep((), ()) for index in range(5)}))
 
 
 def test_plan_without_attention_is_refused() -> None:
