@@ -46,7 +46,7 @@ def read_elsewhere(directories: list[Path], ids: torch.Tensor, scratch: Path) ->
     save_file({"ids": ids}, scratch / "ids.safetensors")
     done = subprocess.run(
         [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors", *directories],
-        check=False, cwd=scratch, timeout=120, capture_output=True, text=True,
+        check=False, cwd=scratch, timeout=400, capture_output=True, text=True,
         env={**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
