@@ -47,6 +47,7 @@ class Family:
         pruned_config_class: class of a pruned model's configuration in `module`.
         pruned_model_class: class of a pruned model in `module`.
         module: file of this package that defines the pruned classes and is copied beside a checkpoint.
+        llama_like: `Decoder` can run it: separate projections, two norms a layer, rotary positions over whole heads.
         fixed_biases: projections that always have a bias, by the short names of `projections`.
         bias_flags: configuration flag to the projections that get a bias with it.
         requirements: settings without which a model of the family is refused.
@@ -71,6 +72,8 @@ class Family:
         head_norms: norms over d in an attention.
         position_offset: rows of the table of learned positions beyond the longest sequence.
         activation: name of the MLP's activation, beside its projections.
+        width_setting: configuration name of the MLP width.
+        one_kv_head_each: the family knows no grouped KV heads, and its head width is hidden size / heads.
         heads: how the rows of q, k and v lie.
         mlp_layout: how the MLP's input projections lie.
         mixer_units: what is removed of a mixer: channels (Mamba) or heads (Mamba-2).
@@ -84,6 +87,7 @@ class Family:
     pruned_config_class: str
     pruned_model_class: str
     module: str = "modeling"
+    llama_like: bool = False
     fixed_biases: tuple[str, ...] = ()
     bias_flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
     requirements: tuple[Requirement, ...] = ()
@@ -108,6 +112,8 @@ class Family:
     head_norms: int = 0
     position_offset: int = 0
     activation: str = "act_fn"
+    width_setting: str = "intermediate_size"
+    one_kv_head_each: bool = False
     heads: HeadLayout = "separate"
     mlp_layout: MlpLayout = "separate"
     mixer_units: Literal["channels", "heads"] = "channels"
@@ -123,11 +129,6 @@ class Family:
     def in_modules(self) -> tuple[str, ...]:
         """Short names of the MLP's input projections."""
         return {"separate": ("gate", "up"), "concatenated": ("gate_up",), "plain": ("up",)}[self.mlp_layout]
-
-    @property
-    def llama_like(self) -> bool:
-        """Whether `Decoder` can run it: separate projections, two norms a layer, rotary positions over whole heads."""
-        return self.name in ("llama", "mistral", "qwen2")
 
     def path(self, part: str, short: str) -> str:
         """Path in a layer of a projection of `part` ("attention", "mlp" or "mixer")."""

@@ -1,8 +1,8 @@
 """Reading checkpoints: where they are, whether they can be used, and the model in memory.
 
-Weights come from safetensors files only, tensor by tensor through a memory map; nothing that a checkpoint brings along
-is executed.  Every tensor that the architecture needs must be there with the right shape and finite values: nothing is
-ever silently initialised.
+Weights come from safetensors files only, tensor by tensor through a memory map; no code that a checkpoint brings along
+is executed unless the caller allows it.  Every tensor that the architecture needs must be there with the right shape
+and finite values: nothing is ever silently initialised.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from prune_export.errors import BadInputError
 from prune_export.files import sha256
 from prune_export.prune.families import Family, family_of, is_pruned, pruned_classes, stock_classes
 from prune_export.prune.quiet import quiet
+from prune_export.prune.remote import is_remote, remote_config, remote_model
 from prune_export.prune.shapes import model_shape
 
 CONFIG = "config.json"
@@ -34,7 +35,7 @@ _RECOMPUTED = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(directory: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
     """The causal language model in a directory, dense or pruned by this package, in evaluation mode on the CPU.
 
     Weights stored in `dtype` are used through the memory map; others are converted one at a time.
@@ -42,12 +43,14 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     Args:
         directory: holds config.json and safetensors weights.
         dtype: of the parameters in memory.
+        trust_remote_code: run the code that the directory brings along, for the families that are not in
+            `transformers`; never used for the others.
 
     Raises:
-        BadInputError: missing or broken files, an unsupported architecture, missing or surplus tensors, wrong shapes,
-            values that are not finite.
+        BadInputError: missing or broken files, code that may not run, an unsupported architecture, missing or surplus
+            tensors, wrong shapes, values that are not finite.
     """
-    config = load_config(directory)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
     model = empty_model(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model_shape(config).tied_embeddings
@@ -73,7 +76,7 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def load_config(directory: Path) -> Any:
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration in a directory, as an object of its family's class.
 
     Raises:
@@ -83,10 +86,13 @@ def load_config(directory: Path) -> Any:
     family = family_of(data)
     if "quantization_config" in data:
         raise BadInputError(f"{directory} holds quantized weights, pruning needs plain ones: use the original model")
-    config_class, _ = pruned_classes(family) if is_pruned(data) else stock_classes(family)
     try:
         with quiet():
-            config = config_class.from_dict(data)
+            if is_remote(family):
+                config = remote_config(directory, family, trust_remote_code=trust_remote_code)
+            else:
+                config_class, _ = pruned_classes(family) if is_pruned(data) else stock_classes(family)
+                config = config_class.from_dict(data)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise BadInputError(f"{directory / CONFIG} is not valid for {family.name}: {_one_line(error)}") from None
     model_shape(config)
@@ -94,8 +100,11 @@ def load_config(directory: Path) -> Any:
 
 
 def empty_model(config: Any) -> Any:
-    """The model of a configuration with parameters on the meta device: shapes without memory."""
+    """The model of a configuration with parameters on the meta device: shapes without memory (but `remote_model`)."""
     family = family_of(config)
+    if is_remote(family):
+        with quiet():
+            return remote_model(config).eval()
     _, model_class = pruned_classes(family) if is_pruned(config) else stock_classes(family)
     with quiet(), torch.device("meta"):
         return model_class(config).eval()
@@ -118,8 +127,12 @@ def fill(model: Any, state: dict[str, torch.Tensor]) -> None:
     model.requires_grad_(False)
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a directory.
+
+    Args:
+        directory: holds its files.
+        trust_remote_code: run the code that the directory brings along.
 
     Raises:
         BadInputError: there is none, or it cannot be read.
@@ -132,7 +145,10 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, config=load_config(directory)
+                directory,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                config=load_config(directory, trust_remote_code=trust_remote_code),
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise BadInputError(f"the tokenizer in {directory} cannot be read: {_one_line(error)}") from None

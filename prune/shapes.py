@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from prune_export.errors import BadInputError
@@ -38,12 +39,19 @@ def layer_rows(shape: ModelShape) -> list[list[int]]:
     return [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in shape.layers]
 
 
+def single_projections(names: Iterable[str]) -> tuple[str, ...]:
+    """Projections by the short names that a `ModelShape` uses: fused ones by what they hold."""
+    return tuple(part for name in names for part in _PARTS.get(name, (name,)))
+
+
 def head_dim(config: Any) -> int:
     """Width of one attention head: the configured one, or hidden size / query heads."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _decoder_shape(family: Family, config: Any) -> ModelShape:
+    if getattr(config, "max_position_embeddings", None) is None:
+        raise ValueError("it has no max_position_embeddings, and models with ALiBi (Baichuan2-13B) are not supported")
     norm = _norm_parameters(family, config)
     head_norms = family.head_norms * head_dim(config)
     return ModelShape(
@@ -86,5 +94,4 @@ def _unless(default: int, count: int) -> int | None:
 
 def _biases(family: Family, config: Any) -> tuple[str, ...]:
     flagged = [name for flag, names in family.bias_flags.items() if getattr(config, flag, False) for name in names]
-    found = [name for name in family.projections if name in {*family.fixed_biases, *flagged}]
-    return tuple(part for name in found for part in _PARTS.get(name, (name,)))
+    return single_projections(name for name in family.projections if name in {*family.fixed_biases, *flagged})

@@ -9,9 +9,10 @@ import torch
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
-from prune_export.prune.families import Family, family_of, pruned_classes
+from prune_export.prune.families import Family, family_of
 from prune_export.prune.layout import layer_cuts
 from prune_export.prune.loading import empty_model, fill
+from prune_export.prune.remote import pruned_config_class
 from prune_export.prune.shapes import layer_rows, model_shape
 from prune_export.shape import ModelShape
 
@@ -35,7 +36,7 @@ def prune_model(model: Any, plan: PrunePlan) -> Any:
     """
     shape = model_shape(model.config)
     _check_plan(shape, plan)
-    result = empty_model(_pruned_config(model.config, plan))
+    result = empty_model(_pruned_config(model, plan))
     family = family_of(model.config)
     fill(result, _cut_state(model, family, shape, plan))
     result.generation_config = copy.deepcopy(model.generation_config)
@@ -56,7 +57,8 @@ def _check_plan(shape: ModelShape, plan: PrunePlan) -> None:
         raise BadInputError("the plan removes every mixer: keep at least one unit of one layer")
 
 
-def _pruned_config(config: Any, plan: PrunePlan) -> Any:
+def _pruned_config(model: Any, plan: PrunePlan) -> Any:
+    config = model.config
     if plan.target == plan.dense:
         return copy.deepcopy(config)
     family = family_of(config)
@@ -66,7 +68,7 @@ def _pruned_config(config: Any, plan: PrunePlan) -> Any:
         "AutoConfig": f"{AUTO_MODULE}.{family.pruned_config_class}",
         "AutoModelForCausalLM": f"{AUTO_MODULE}.{family.pruned_model_class}",
     }
-    pruned = pruned_classes(family)[0](**data)
+    pruned = pruned_config_class(model, family)(**data)
     pruned.architectures = [family.pruned_model_class]
     pruned._attn_implementation = config._attn_implementation
     return pruned

@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 12}),
     "qwen3-biases-tied": ("qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "phi3": ("phi3", {}),
-    "phi3-mha-window": ("phi3", {"num_key_value_heads": 4, "sliding_window": 5}),
+    "phi3-mha-window": ("phi3", {"num_key_value_heads": 4, "sliding_window": 5, "partial_rotary_factor": 0.5}),
     "gemma2": ("gemma2", {"head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5,
                           "tie_word_embeddings": True, "final_logit_softcapping": 4.0}),
     "gpt_neox": ("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
@@ -181,7 +181,7 @@ def masked(model: Any, keep: tuple[LayerKeep, ...]) -> Iterator[Any]:
         handles.append(down.register_forward_pre_hook(_keep_columns(list(kept.mlp_channels))))
         if not kept.kv_groups:
             attention = layer.get_submodule(where.attention)
-            handles.append(attention.register_forward_hook(lambda _m, _a, out: (torch.zeros_like(out[0]), out[1])))
+            handles.append(attention.register_forward_hook(lambda _m, _a, out: (torch.zeros_like(out[0]), *out[1:])))
         if not kept.mlp_channels:
             mlp = layer.get_submodule(where.mlp)
             handles.append(mlp.register_forward_hook(lambda _m, _a, out: torch.zeros_like(out)))
