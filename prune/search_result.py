@@ -28,6 +28,9 @@ class SearchResult:
         evaluations: candidates evaluated in this run; those known from before do not count.
         block_evaluations: sub-blocks that were run over all tokens for them.
         plain_evaluations: sub-blocks that full runs would have taken for them.
+        block_tokens: sub-blocks times the tokens that they were run on.
+        head_tokens: tokens that went through the LM head.
+        divergence: predicted KL of the output from the dense model's, in nats a token, where the search predicts it.
     """
 
     dense: ModelShape
@@ -41,8 +44,11 @@ class SearchResult:
     cost_unit: str
     method: str
     evaluations: int
-    block_evaluations: int
+    block_evaluations: float
     plain_evaluations: int
+    block_tokens: int = 0
+    head_tokens: int = 0
+    divergence: float | None = None
 
 
 class SearchInfeasibleError(InfeasibleError):
