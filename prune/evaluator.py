@@ -23,6 +23,8 @@ from prune_export.prune.decoder import Decoder
 from prune_export.prune.reorder import LayerOrder, importance_orders
 
 _BATCH_TOKENS = 2048
+# A hopeless candidate is dropped between batches: this many make that worthwhile.
+_FEWEST_BATCHES = 16
 _HEAD_BYTES = 64 << 20
 
 
@@ -225,7 +227,7 @@ class Evaluator:
 
     def _batches(self) -> list[slice]:
         count, length = self._tokens.shape
-        step = max(1, _BATCH_TOKENS // length)
+        step = max(1, min(_BATCH_TOKENS, self._tokens.numel() // _FEWEST_BATCHES) // length)
         return [slice(at, min(at + step, count)) for at in range(0, count, step)]
 
     def _choose_stride(self, cache_bytes: int) -> int:
