@@ -55,6 +55,19 @@ class Text:
         """Name, digest and Python version, as manifests record them."""
         return {"name": self.name, "digest": self.digest, **({"python": self.python} if self.python else {})}
 
+    def first(self, count: int) -> Text:
+        """The first `count` documents.
+
+        Raises:
+            BadInputError: there are fewer.
+        """
+        if count > len(self.documents):
+            raise BadInputError(
+                f"{self.name} has {len(self.documents)} rows, {count} are asked for: name a data set or a JSONL file "
+                "with that many, or use --calibration-windows"
+            )
+        return _text(f"{self.name}, first {count} rows", self.documents[:count])
+
 
 @dataclass(frozen=True)
 class DatasetRow:

@@ -70,30 +70,59 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate`."""
     parser.add_argument("--model", default="reference", metavar="DIR", help="checkpoint or exported artifact")
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="another one, or what --json wrote of it: paired difference",
+    )
     parser.add_argument("--window", type=int, metavar="T", help="tokens a window (default: 2048 or the context)")
     parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of an IR without manifest")
     parser.add_argument("--json", metavar="FILE", help="per-window figures; - prints them")
-    add_evaluation(parser)
+    add_evaluation(parser, whole=True)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Scores one model, or two on the same windows."""
     check_file(arguments.json, arguments.force)
-    from prune_export.evaluate import evaluate
+    tokens = _tokens(arguments.eval_tokens)
+    from prune_export.evaluate import Comparison, Evaluation, evaluate, saved_evaluation
 
-    result = evaluate(
-        arguments.model,
-        eval_text=arguments.eval_text,
-        tokens=positive(arguments.eval_tokens, "--eval-tokens"),
-        window=positive(arguments.window, "--window"),
-        precision=arguments.precision,
-        threads=arguments.threads,
-        progress=Progress(quiet=arguments.quiet),
-    )
+    def scored(model: str, like: Evaluation | None = None) -> Evaluation:
+        """On the same windows as another evaluation where there is one: defaults depend on a model's size."""
+        return evaluate(
+            model,
+            eval_text=arguments.eval_text,
+            tokens=tokens if tokens or like is None else like.window_tokens * len(like.nll),
+            window=positive(arguments.window, "--window") or (None if like is None else like.window_tokens),
+            precision=arguments.precision,
+            threads=arguments.threads,
+            progress=Progress(quiet=arguments.quiet),
+        )
+
+    result: Evaluation | Comparison
+    if arguments.compare and arguments.compare.endswith(".json"):
+        other = saved_evaluation(Path(arguments.compare))
+        result = Comparison(scored(arguments.model, other), other)
+    else:
+        one = result = scored(arguments.model)
+        if arguments.compare:
+            result = Comparison(one, scored(arguments.compare, one))
     if arguments.json != "-":
         print(result)
     emit(json.dumps(result.to_json(), indent=1), arguments.json)
     return 0
+
+
+def _tokens(text: str | None) -> int | None:
+    from prune_export.evaluate import ALL_TOKENS
+
+    if text == "all":
+        return ALL_TOKENS
+    if text is not None and not text.isdecimal():
+        raise BadInputError(f'--eval-tokens "{text}" is neither a number of tokens nor "all"')
+    return positive(None if text is None else int(text), "--eval-tokens")
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

@@ -59,8 +59,13 @@ def limit_torch(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def check_file(destination: str | None, force: bool) -> None:
+def check_file(destination: str | None, force: bool, *, make_directory: bool = False) -> None:
     """Refuses a result file that cannot be written, before the work.
+
+    Args:
+        destination: a path, "-" for the screen, or None.
+        force: an existing one may be replaced.
+        make_directory: its directory may be missing, if the one above is there.
 
     Raises:
         BadInputError: it exists and --force is not given, or its directory does not.
@@ -70,8 +75,11 @@ def check_file(destination: str | None, force: bool) -> None:
     path = Path(destination)
     if path.exists() and not force:
         raise BadInputError(f"output {path} exists: pass --force to replace it, or name another")
-    if not path.absolute().parent.is_dir():
-        raise BadInputError(f"output {path} cannot be written: {path.absolute().parent} is not a directory")
+    folder = path.absolute().parent
+    if make_directory and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise BadInputError(f"output {path} cannot be written: {folder} is not a directory")
 
 
 def emit(text: str, destination: str | None) -> None:
