@@ -28,11 +28,17 @@ class Preset:
         """KV heads removed at once: the rows over those of a KV head with its query heads.
 
         Raises:
-            BadInputError: the rows are no whole number of a model's KV groups.
+            BadInputError: the model is too small, or the rows are no whole number of its KV groups.
         """
+        width = max(layer.mlp_width for layer in shape.layers)
+        if width <= self.mlp_group:
+            raise BadInputError(
+                f"--preset {self.name} removes {self.mlp_group} MLP channels at once, this model has {width}: "
+                "leave the preset out and give --distribution, --mlp-group and --kv-group"
+            )
         layer = max(shape.layers, key=lambda layer: layer.kv_heads)
         rows = shape.head_dim * (layer.query_heads // max(1, layer.kv_heads))
-        if not layer.kv_heads or self.attention_rows % rows:
+        if not layer.kv_heads or self.attention_rows % rows or self.attention_rows > rows * layer.kv_heads:
             raise BadInputError(
                 f"--preset {self.name} removes {self.attention_rows} attention rows at once, this model's KV groups "
                 f"have {rows}: leave the preset out and give --distribution, --mlp-group and --kv-group"
