@@ -167,6 +167,20 @@ class Evaluator:
         """exp of `log_perplexity`."""
         return exp_or_inf(self.log_perplexity(change))
 
+    @torch.inference_mode()
+    def refuse_overflow(self) -> None:
+        """To be called where the current structure's score is not finite.
+
+        Raises:
+            BadInputError: always; it names the first layer whose activations are not finite.
+        """
+        self.release()
+        self._state(self._blocks)
+        raise BadInputError(
+            "the last norm or the LM head gives no finite loss on the calibration text: "
+            "the weights are damaged or do not fit the configuration"
+        )
+
     def move_to(self, structure: Structure) -> None:
         """Makes `structure` the current one; cached states after the first difference are dropped."""
         changed = [block for block in range(self._blocks) if _size(structure, block) != _size(self.structure, block)]

@@ -161,6 +161,9 @@ class MultiPruner:
         dense = self._dense.layers
         cost = self._costs.of(dense)
         score = self._scorer.score(dense, None, dense, stage="blocks")
+        if not math.isfinite(score.log_perplexity):
+            self._evaluator.move_to(dense)
+            self._evaluator.refuse_overflow()
         return GreedyState(dense, score.log_perplexity, "blocks", cost, cost, budget, report)
 
     def _current(self, state: GreedyState, stage: Stage) -> float:

@@ -443,3 +443,18 @@ def test_progress_ends_at_most_at_its_total() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInputError, match=words):
         search(**settings)
+
+
+def test_wanda_names_the_layer_that_overflows() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(BadInputError, match=r"layer 2: the input of its attention is not finite"):
+        wanda_orders(model, tokens(2, 8))
+
+
+def test_a_model_without_a_finite_loss_is_refused() -> None:
+    model = tiny_model()
+    model.model.norm.weight.fill_(3e38)
+    pruner = MultiPruner(Evaluator(model, tokens(2, 8)), cost=parameters, mlp_group=7)
+    with pytest.raises(BadInputError, match=r"the last norm or the LM head gives no finite loss"):
+        pruner.run(30_000)
