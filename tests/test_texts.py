@@ -123,7 +123,8 @@ def test_two_models_are_compared_window_by_window(checkpoint: Path, text_file: P
     # Paired, most of the windows' own spread drops out.
     assert compared.standard_error < one.standard_error / one.perplexity
     assert compared.to_json()["perplexity_ratio"] == pytest.approx(one.perplexity / other.perplexity)
-    for changed in ({"window": 32}, {"tokens": 5 * 64}, {"eval_text": None}):
+    (tmp_path / "other.txt").write_text(text_file.read_text()[::-1])
+    for changed in ({"window": 32}, {"tokens": 5 * 64}, {"eval_text": str(tmp_path / "other.txt")}):
         with pytest.raises(BadInputError, match=r"were scored on different (text|tokens|windows)"):
             Comparison(one, evaluate(str(checkpoint), **(asked | changed)))
 
