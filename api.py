@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: deliver, plan, prune, export, benchmark, evaluate, load.
+"""The verbs of the command line as functions: deliver, plan(s), prune, export, benchmark, evaluate, load.
 
 They live here, since `prune_export.prune`, `.export` and `.benchmark` are folders.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
+from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build, check_nll
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
@@ -37,21 +40,27 @@ from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.loading import load_config, load_model, load_tokenizer, source_digest
+from prune_export.prune.planning import save_front
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.prune.surgery import prune_model
 from prune_export.target import Target
 
-__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "prune"]
+__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune"]
 
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64
 
 
-def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
+def plan(request: Request, *, front_file: Path | None = None, progress: Progress | None = None) -> PrunePlan:
     """Chooses what to remove for a request's target; exports nothing that stays.
 
     Latency and memory targets are planned for the request's first precision.
+
+    Args:
+        request: what is wanted.
+        front_file: where the Pareto front goes, if the search makes one.
+        progress: where progress goes.
 
     Raises:
         BadInputError: something in the request cannot work.
@@ -63,6 +72,38 @@ def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
         found = first_proposal(workshop).plan
+        if front_file is not None and workshop.searcher.front:
+            save_front(front_file, workshop.searcher.front, cost_unit=found.cost_unit)
+        workshop.state.forget()
+    return found
+
+
+def plans(
+    request: Request,
+    ratios: Sequence[float],
+    *,
+    metric: str = "tpot",
+    as_far_as_possible: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Planned, ...]:
+    """Several plans from one search, each what the search finds for its ratio alone.
+
+    Args:
+        request: what is wanted; its target does not matter.
+        ratios: removed shares of the parameters.
+        metric: the latency to predict: "tpot", "ttft" or "total".
+        as_far_as_possible: end before the first ratio out of reach, if there is one before it, instead of raising.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: something in the request cannot work.
+        InfeasibleError: a ratio is out of reach; the message says the highest that is not.
+    """
+    report = progress or Progress(quiet=True)
+    request = replace(request, target=Target("parameters", ratios[0]))
+    with TreeMemory() as memory, open_job(request, report, memory) as job:
+        workshop = Workshop(job, _no_baseline(job, request.precisions[0]), request.precisions[0])
+        found = plan_ratios(job, workshop.searcher, ratios, metric=metric, as_far_as_possible=as_far_as_possible)
         workshop.state.forget()
     return found
 

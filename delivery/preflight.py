@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
 from prune_export.prune.calibration import CalibrationTokens, default_size
+from prune_export.prune.evolve import GENERATIONS, POPULATION
 from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
@@ -63,6 +67,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
         plan = replayable(request.plan, digest, shape) if request.plan is not None else None
+        request = replace(request, search=request.search.for_model(shape))
     workload = request.workload.fitted(shape.context)
     if workload.prompt_tokens < request.workload.prompt_tokens:
         progress.note(
@@ -117,25 +122,54 @@ def calibration_tokens(
     """Calibration windows in the size asked for, or in the default size for the model.
 
     Raises:
-        BadInputError: a window exceeds the context, or the text is shorter than one window.
+        BadInputError: a window exceeds the context, or the text is shorter than what is asked for.
     """
-    default = default_size(shape, distribution=settings.distribution, mlp_group=settings.mlp_group, lazy=lazy)
-    count = settings.calibration_windows or default.windows
+    distribution = (1.0, 0.0, 0.0) if settings.search == "blockpruner" else settings.distribution
+    default = default_size(
+        shape,
+        distribution=distribution,
+        mlp_group=settings.mlp_group,
+        lazy=lazy and not settings.exact,
+        evaluations=GENERATIONS * POPULATION if settings.search == "evolve" else 0,
+    )
     length = settings.calibration_length or min(default.length, shape.context)
     if not 2 <= length <= shape.context:
         raise BadInputError(
             f"--calibration-length {length} must lie between 2 and the model's context, {shape.context}"
         )
-    windows = token_windows(text, tokenizer, count=count, length=length)
-    if len(windows) < count and settings.calibration_windows:
+    if settings.calibration_rows:
+        windows, described = _row_windows(text, tokenizer, settings.calibration_rows, length)
+        widths = None if settings.width_rows is None else _row_windows(text, tokenizer, settings.width_rows, length)[0]
+    else:
+        wanted = settings.calibration_windows
+        windows, described = _spread_windows(text, tokenizer, wanted, default.windows, length)
+        count = settings.width_windows
+        widths = None if count is None else _spread_windows(text, tokenizer, count, count, length)[0]
+    digest = windows_digest(windows)
+    if widths is not None:
+        described += f"; widths on {len(widths)} of that length"
+        digest = hashlib.sha256(f"{digest} {windows_digest(widths)}".encode()).hexdigest()
+    return CalibrationTokens(tokens=windows, digest=digest, description=described, width_tokens=widths)
+
+
+def _spread_windows(
+    text: Text, tokenizer: Any, wanted: int | None, default: int, length: int
+) -> tuple[NDArray[np.int64], str]:
+    windows = token_windows(text, tokenizer, count=wanted or default, length=length)
+    if wanted is not None and len(windows) < wanted:
         raise BadInputError(
-            f"{text.name} has {len(windows)} windows of {length} tokens, --calibration-windows asks for {count}: "
+            f"{text.name} has {len(windows)} windows of {length} tokens, --calibration-windows asks for {wanted}: "
             "give a longer text or a smaller number"
         )
-    described = (
+    return windows, (
         f"{len(windows)} windows of {length} tokens of {text.name} (--calibration-windows, --calibration-length)"
     )
-    return CalibrationTokens(tokens=windows, digest=windows_digest(windows), description=described)
+
+
+def _row_windows(text: Text, tokenizer: Any, rows: int, length: int) -> tuple[NDArray[np.int64], str]:
+    """All windows of the first rows joined by blank lines, as the papers calibrate."""
+    windows = token_windows(text.first(rows), tokenizer, count=sys.maxsize, length=length)
+    return windows, f"{len(windows)} windows of {length} tokens, the first {rows} rows of {text.name}"
 
 
 def check_resources(shape: ModelShape, output: Path) -> None:

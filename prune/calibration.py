@@ -27,11 +27,13 @@ class CalibrationTokens:
         tokens: [N, T], N sequences of T tokens.
         digest: sha256 of `tokens`.
         description: where they come from, in words.
+        width_tokens: [N, T] that widths are scored on, or None for the same.
     """
 
     tokens: NDArray[np.int64]
     digest: str
     description: str
+    width_tokens: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def default_size(
     distribution: tuple[float, float, float] = (44, 52, 4),
     mlp_group: int | None = None,
     lazy: bool = False,
+    evaluations: int = 0,
 ) -> CalibrationSize:
     """Calibration size with which a search costs about `flops`, between 512 and 16384 tokens.
 
@@ -67,8 +70,10 @@ def default_size(
         distribution: shares of blocks, MLP channels and KV groups in what is removed.
         mlp_group: channels a step of the MLP stage; a twelfth of the width unless told.
         lazy: the search is lazy.
+        evaluations: whole models that the search scores beside that.
     """
-    wanted = flops / search_flops(shape, ratio=ratio, distribution=distribution, mlp_group=mlp_group, lazy=lazy)
+    each = search_flops(shape, ratio=ratio, distribution=distribution, mlp_group=mlp_group, lazy=lazy)
+    wanted = flops / (each + evaluations * 2.0 * shape.parameters())
     tokens = int(min(_MAX_TOKENS, max(_MIN_TOKENS, wanted)))
     length = min(_LENGTH, shape.context, tokens)
     return CalibrationSize(windows=max(1, tokens // length), length=length)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 from prune_export.plan import PrunePlan
-from prune_export.prune.search_result import SearchResult
+from prune_export.prune.search_result import FrontPoint, SearchResult
+from prune_export.records import to_json
 
 
 def make_plan(result: SearchResult, *, source: str, source_digest: str, calibration_digest: str) -> PrunePlan:
@@ -29,3 +34,14 @@ def make_plan(result: SearchResult, *, source: str, source_digest: str, calibrat
         calibration_digest=calibration_digest,
         history=result.history,
     )
+
+
+def save_front(path: Path, front: Sequence[FrontPoint], *, cost_unit: str) -> None:
+    """Writes a Pareto front as JSON: cost, calibration perplexity and layers of each point, by rising cost."""
+    data = {"cost_unit": cost_unit, "front": [to_json(point) for point in front]}
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf8")
+
+
+def front_path(plan: Path) -> Path:
+    """Where the front of a plan's search lies: "plan.front.json" beside "plan.json"."""
+    return plan.with_suffix(".front.json")

@@ -10,7 +10,7 @@ import pytest
 
 from prune_export.delivery.request import Request, default_output
 from prune_export.delivery.resources import TreeMemory
-from prune_export.delivery.search import default_group
+from prune_export.delivery.searches import default_group
 from prune_export.delivery.state import KnownTrial, RunState
 from prune_export.delivery.variants import check_nll
 from prune_export.errors import ParityError

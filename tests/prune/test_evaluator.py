@@ -96,12 +96,12 @@ def test_batches_and_head_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) 
 def test_only_the_suffix_is_run() -> None:
     evaluator = Evaluator(tiny_model(), tokens(1, 8))
     evaluator.perplexity()
-    assert evaluator.block_evaluations == 10
+    assert evaluator.work.block_evaluations == 10
     evaluator.perplexity(Change("blocks", 4, "attention", 0))  # the way there once, then one MLP
-    assert evaluator.block_evaluations == 10 + 8 + 1
+    assert evaluator.work.block_evaluations == 10 + 8 + 1
     evaluator.perplexity(Change("blocks", 3, "attention", 0))
-    assert evaluator.block_evaluations == 19 + 3
-    assert evaluator.plain_evaluations == 10 + 9 + 9
+    assert evaluator.work.block_evaluations == 19 + 3
+    assert evaluator.work.plain_evaluations == 10 + 9 + 9
 
 
 def test_reordering_preserves_the_function_and_the_model() -> None:
