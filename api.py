@@ -10,26 +10,23 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
+from prune_export.delivery.ir_checks import compare, score_ir
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
-from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
 from prune_export.delivery.variants import Build, check_nll
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
-from prune_export.evaluate import evaluate, ir_nll, torch_nll
+from prune_export.evaluate import evaluate, torch_nll
+from prune_export.export.gate import parity_record
 from prune_export.export.openvino_ir import export_openvino
-from prune_export.export.parity import (
-    check_against,
-    greedy_tokens_of,
-    ir_greedy_agreement,
-    parity_record,
-    torch_reference,
-)
+from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.export.weights import compress
 from prune_export.files import check_destination, staged
 from prune_export.manifest import PLAN_FILE, ParityRecord
@@ -58,7 +55,7 @@ def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
         InfeasibleError: nothing reaches the target.
     """
     report = progress or Progress(quiet=True)
-    with TreeMemory() as memory, open_job(request, report, memory) as job:
+    with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
@@ -150,14 +147,28 @@ def export(
             expected = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
             window = np.asarray([[*_PROMPT, *expected]], dtype=np.int64)
             (reference,) = torch_nll(checkpoint, window)
-            errors, tolerance = check_against(torch_reference(checkpoint), plain)
+            saved = plain / "reference.npz"
+            torch_reference(checkpoint).save(saved)
+            del checkpoint  # the model and the compiled IR are never in memory together
+            free_memory()
+            errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
+            saved.unlink()
         with report.phase(f"writing {precision}"):
             if precision == "fp32":
                 shutil.copytree(plain, stage, dirs_exist_ok=True)
             else:
                 compress(plain, stage, precision=precision)
-        agreement = ir_greedy_agreement(stage, _PROMPT, expected, precision=precision)
-        (nll,) = ir_nll(stage, window, precision=precision, threads=0, progress=report)
+        agreement, (nll,) = score_ir(
+            stage,
+            precision=precision,
+            prompt=_PROMPT,
+            expected=expected,
+            windows=window,
+            gate_threads=torch.get_num_threads(),
+            score_threads=0,
+            progress=report,
+            scratch=plain,
+        )
         check_nll(nll - reference, precision=precision, name=str(model))
     return parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=agreement)
 

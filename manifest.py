@@ -194,7 +194,9 @@ class Manifest:
         parity: the gate's result.
         versions: package name to version.
         timings_s: phase of the run to seconds.
-        peak_tree_bytes: peak resident memory of the run's whole process tree.
+        peak_tree_bytes: peak resident memory of the run's whole process tree, up to the writing of the manifest.
+        peak_tree_phase: the phase of the run that had it.
+        phases_bytes: phase of the run to the peak of the same in it.
         samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
     """
@@ -223,6 +225,8 @@ class Manifest:
     versions: dict[str, str]
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0
+    peak_tree_phase: str = ""
+    phases_bytes: dict[str, int] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

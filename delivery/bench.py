@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prune_export.benchmark.compare import drift_warning
 from prune_export.benchmark.measure import Subject, measure_together
-from prune_export.benchmark.openvino_session import OpenVINOSession
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.summary import timed_metric
 
@@ -54,15 +50,3 @@ def figure(job: Job, variant: Variant) -> float:
     if target.metric == "memory":
         return float(measurement.peak_rss_bytes)
     return measurement.percentile(timed_metric(target), target.statistic)
-
-
-def continuation(variant: Variant, prompt: NDArray[np.int64], *, new_tokens: int) -> list[int]:
-    """Greedy continuation of one prompt [T] through the artifact."""
-    session = OpenVINOSession(variant.directory, precision=variant.precision)
-    session.load()
-    tokens: list[int] = []
-    logits = session.prefill(prompt[None])
-    for _ in range(new_tokens):
-        tokens.append(int(logits[0, -1].argmax()))
-        logits = session.decode(np.asarray([[tokens[-1]]], dtype=np.int64))
-    return tokens

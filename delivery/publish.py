@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from prune_export.delivery.bench import continuation
+from prune_export.delivery.ir_checks import continuation
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.variants import greedy_prompt
@@ -100,6 +100,8 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         versions=package_versions(),
         timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
         peak_tree_bytes=job.memory.peak_bytes,
+        peak_tree_phase=job.memory.peak_phase,
+        phases_bytes=dict(job.memory.phases_bytes),
         samples=_samples(job, outcome),
     )
 
@@ -122,5 +124,7 @@ def _samples(job: Job, outcome: Outcome) -> dict[str, str]:
     tokenizer = load_tokenizer(job.source)
     texts = {"prompt": prompt.tolist()}
     for name, variant in (("dense", dense), ("delivered", outcome.delivered)):
-        texts[name] = continuation(variant, prompt, new_tokens=_SAMPLE_TOKENS)
+        texts[name] = continuation(
+            variant.directory, precision=variant.precision, prompt=prompt.tolist(), new_tokens=_SAMPLE_TOKENS
+        )
     return {name: str(tokenizer.decode(tokens)) for name, tokens in texts.items()}

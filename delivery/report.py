@@ -153,7 +153,7 @@ def _provenance(manifest: Manifest) -> str:
         "parity": f"largest logit error {gate.max_logit_error:.1e} of {gate.tolerance:.0e} allowed; "
         f"{gate.greedy_agreement:.0%} of {gate.greedy_tokens} greedy tokens as torch's",
         "host": _words(host),
-        "memory of the run": format_bytes(manifest.peak_tree_bytes),
+        "memory of the run": f"{format_bytes(manifest.peak_tree_bytes)} at most, during: {manifest.peak_tree_phase}",
         "time of the run": format_clock(sum(manifest.timings_s.values())),
         "versions": _words(manifest.versions),
     }

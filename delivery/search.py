@@ -9,6 +9,7 @@ from typing import Any
 from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
+from prune_export.files import release_pages
 from prune_export.plan import PrunePlan
 from prune_export.prune.evaluator import Evaluator
 from prune_export.prune.journal import JournalFile
@@ -103,6 +104,7 @@ class Searcher:
             job, settings = self._job, self._job.request.search
             with job.progress.phase("preparing the search"):
                 self._evaluator = Evaluator(load_model(job.source), job.calibration.tokens)
+                release_pages(job.source)  # the layers' weights are in use as copies in order of importance
                 self._search = MultiPruner(
                     self._evaluator,
                     cost=self._cost,
