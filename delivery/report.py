@@ -115,7 +115,17 @@ def _candidate(candidate: Candidate, metric: str, base: float) -> tuple[str, ...
 def _rounds(manifest: Manifest) -> str:
     seconds = manifest.target.metric != "memory"
     show = format_duration if seconds else format_bytes
-    head = ("round", "weights", "budget by table", "predicted", "measured", "measured / predicted", "perplexity", "met")
+    head = (
+        "round",
+        "weights",
+        "budget by table",
+        "predicted",
+        "measured",
+        "limit",
+        "measured / predicted",
+        "perplexity",
+        "met",
+    )
     rows = [
         (
             str(number),
@@ -123,6 +133,7 @@ def _rounds(manifest: Manifest) -> str:
             show(turn.budget),
             show(turn.predicted),
             show(turn.measured),
+            show(turn.limit),
             f"{turn.measured / turn.predicted:.3f}",
             f"{turn.perplexity:.2f}",
             "yes" if turn.met else "no",
