@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
-from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
 from prune_export.errors import BadInputError
 from prune_export.evaluate import default_tokens
@@ -132,6 +132,7 @@ def _texts(request: Request, tokenizer: Any, shape: ModelShape, progress: Progre
     if evaluation_text.digest == calibration_text.digest:
         progress.note("warning: calibration and evaluation text are the same: perplexities will look too good")
     progress.note(f"calibration: {calibration.description}")
+    free_memory()  # the tokenizer went through megabytes of text, of which a few windows are kept
     return _Texts(calibration, calibration_text, evaluation, evaluation_text)
 
 
