@@ -12,39 +12,38 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
-from prune_export.delivery.preflight import open_job
+from prune_export.delivery.ir_checks import compare, score_ir
+from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
-from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
 from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build, check_nll
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
-from prune_export.evaluate import evaluate, ir_nll, torch_nll
+from prune_export.evaluate import evaluate, torch_nll
+from prune_export.export.gate import parity_record
 from prune_export.export.openvino_ir import export_openvino
-from prune_export.export.parity import (
-    check_against,
-    greedy_tokens_of,
-    ir_greedy_agreement,
-    parity_record,
-    torch_reference,
-)
+from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.export.weights import compress
 from prune_export.files import check_destination, staged
 from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.prune.checkpoint import load, save_checkpoint
-from prune_export.prune.loading import load_config, load_model, load_tokenizer, source_digest
+from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.planning import save_front
+from prune_export.prune.realise import realise
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
-from prune_export.prune.surgery import prune_model
 from prune_export.target import Target
+from prune_export.texts import load_text
 
 __all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune"]
 
@@ -67,7 +66,14 @@ def plan(request: Request, *, front_file: Path | None = None, progress: Progress
         InfeasibleError: nothing reaches the target.
     """
     report = progress or Progress(quiet=True)
-    with TreeMemory() as memory, open_job(request, report, memory) as job:
+    return _planned(request, report, front_file=front_file)[0]
+
+
+def _planned(
+    request: Request, report: Progress, *, front_file: Path | None = None
+) -> tuple[PrunePlan, NDArray[np.int64]]:
+    """A plan and the calibration tokens that it was made with."""
+    with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
@@ -75,7 +81,7 @@ def plan(request: Request, *, front_file: Path | None = None, progress: Progress
         if front_file is not None and workshop.searcher.front:
             save_front(front_file, workshop.searcher.front, cost_unit=found.cost_unit)
         workshop.state.forget()
-    return found
+        return found, job.calibration.tokens
 
 
 def plans(
@@ -142,23 +148,30 @@ def prune(
     if (plan_file is None) == (ratio is None):
         raise BadInputError("prune needs either a plan or a ratio")
     source = resolve_source(model)
+    settings = search or SearchSettings()
     if plan_file is not None:
-        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+        shape = model_shape(load_config(source))
+        chosen = replayable(plan_file, source_digest(source), shape)
+        tokens = calibration_tokens(
+            load_text(calibration, "calibration"), load_tokenizer(source), shape, settings, lazy=False
+        ).tokens
     else:
         request = Request(
             model=model,
             device="host",
             target=Target("parameters", ratio),
             output=output,
-            search=search or SearchSettings(),
+            search=settings,
             calibration=calibration,
             seed=seed,
             force=force,
         )
-        chosen = plan(request, progress=report)
+        chosen, tokens = _planned(request, report)
+    title = "fitting what stays to what goes" if chosen.compensated else "cutting"
+    with report.phase(title) as phase:
+        smaller = realise(source, chosen, tokens, progress=phase.update)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
-        dense = load_model(source)
-        save_checkpoint(prune_model(dense, chosen), load_tokenizer(source), stage)
+        save_checkpoint(smaller, load_tokenizer(source), stage)
         chosen.save(stage / PLAN_FILE)
     return chosen
 
@@ -191,14 +204,28 @@ def export(
             expected = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
             window = np.asarray([[*_PROMPT, *expected]], dtype=np.int64)
             (reference,) = torch_nll(checkpoint, window)
-            errors, tolerance = check_against(torch_reference(checkpoint), plain)
+            saved = plain / "reference.npz"
+            torch_reference(checkpoint).save(saved)
+            del checkpoint  # the model and the compiled IR are never in memory together
+            free_memory()
+            errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
+            saved.unlink()
         with report.phase(f"writing {precision}"):
             if precision == "fp32":
                 shutil.copytree(plain, stage, dirs_exist_ok=True)
             else:
                 compress(plain, stage, precision=precision)
-        agreement = ir_greedy_agreement(stage, _PROMPT, expected, precision=precision)
-        (nll,) = ir_nll(stage, window, precision=precision, threads=0, progress=report)
+        agreement, (nll,) = score_ir(
+            stage,
+            precision=precision,
+            prompt=_PROMPT,
+            expected=expected,
+            windows=window,
+            gate_threads=torch.get_num_threads(),
+            score_threads=0,
+            progress=report,
+            scratch=plain,
+        )
         check_nll(nll - reference, precision=precision, name=str(model))
     return parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=agreement)
 

@@ -64,6 +64,7 @@ class PrunePlan:
         cost_unit: what `PlanStep.cost` counts: "parameters" or "seconds".
         calibration_digest: sha256 of the calibration tokens.
         history: the search's steps in order.
+        compensated: the weights that stay are fitted again when the plan is made real, on the calibration text.
     """
 
     source: str
@@ -74,6 +75,7 @@ class PrunePlan:
     cost_unit: str
     calibration_digest: str
     history: tuple[PlanStep, ...] = ()
+    compensated: bool = field(default=False, metadata=SPARSE)
 
     def __post_init__(self) -> None:
         if len(self.keep) != len(self.dense.layers):

@@ -10,13 +10,16 @@ from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.searches import build_search
 from prune_export.errors import BadInputError
+from prune_export.files import release_pages
+from prune_export.manifest import CHECKPOINT_FOLDER
 from prune_export.plan import PrunePlan
-from prune_export.prune.loading import load_model, load_tokenizer
+from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.prune.loading import load_tokenizer
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
+from prune_export.prune.realise import realise, stored_dtype
 from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError, SearchResult
 from prune_export.prune.searching import Search
-from prune_export.prune.surgery import prune_model
 from prune_export.shape import ModelShape
 
 
@@ -83,6 +86,7 @@ class Searcher:
             source=self._job.request.model,
             source_digest=self._job.source_digest,
             calibration_digest=self._job.calibration.digest,
+            compensated=self._job.request.search.compensated,
         )
 
     def smallest(self) -> tuple[PrunePlan, float]:
@@ -109,10 +113,16 @@ class Searcher:
             return self.made(result), error.lowest_cost
         raise AssertionError("a model of no cost was found")
 
-    def pruned(self, plan: PrunePlan) -> tuple[Any, Any, ModelShape]:
-        """The physically smaller model, its tokenizer and its shape."""
-        model = prune_model(load_model(self._job.source), plan)
-        return model, load_tokenizer(self._job.source), plan.target
+    def pruned(self, plan: PrunePlan, name: str) -> tuple[Any, Any, ModelShape]:
+        """The physically smaller model, its tokenizer and its shape; its checkpoint is kept for the delivery."""
+        job, tokenizer = self._job, load_tokenizer(self._job.source)
+        title = f"{name}: fitting what stays to what goes" if plan.compensated else f"{name}: cutting"
+        with job.progress.phase(title) as phase:
+            model = realise(job.source, plan, job.calibration.tokens, progress=phase.update)
+            save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored_dtype(job.source))
+        if plan.compensated and plan.calibration_digest != job.calibration.digest:
+            job.progress.note("note: this plan was made with another calibration text than it is compensated with")
+        return model, tokenizer, plan.target
 
     def release(self) -> None:
         """Frees the model; the next plan loads it again."""
@@ -121,9 +131,17 @@ class Searcher:
 
     def _ready(self) -> Search:
         if self._search is None:
-            with self._job.progress.phase("preparing the search"):
-                self._search = build_search(self._job, cost=self._cost, unit=self._unit, journal=self._journal)
+            with self._job.progress.phase("preparing the search") as phase:
+                self._search = build_search(
+                    self._job, cost=self._cost, unit=self._unit, journal=self._journal, progress=phase.update
+                )
+                release_pages(self._job.source)
         return self._search
+
+
+def checkpoint_of(job: Job, name: str) -> Path:
+    """Where the checkpoint of a built plan is kept, beside its exports."""
+    return job.work / name / CHECKPOINT_FOLDER
 
 
 def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:

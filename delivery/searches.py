@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from prune_export.delivery.request import Job
-from prune_export.errors import BadInputError
 from prune_export.prune.evaluator import Evaluator
 from prune_export.prune.evolve import EvolveSearch
+from prune_export.prune.fast import FastSearch
 from prune_export.prune.journal import JournalFile
 from prune_export.prune.loading import load_model
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.reorder import LayerOrder, identity_orders, importance_orders
-from prune_export.prune.searching import CostFunction, Search
+from prune_export.prune.score_file import ScoreFolder
+from prune_export.prune.searching import CostFunction, Report, Search
 from prune_export.prune.wanda import wanda_orders
 from prune_export.shape import ModelShape
 
@@ -33,6 +34,7 @@ class _Ingredients:
     unit: str
     journal: JournalFile
     mlp_group: int
+    progress: Report | None
 
     @property
     def tokens(self) -> Any:
@@ -48,7 +50,7 @@ class _Ingredients:
         return identity_orders(self.job.shape.layers) if order == "none" else importance_orders(self.model)
 
 
-def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path) -> Search:
+def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path, progress: Report | None = None) -> Search:
     """The search that the request names, ready to run for any budget.
 
     Args:
@@ -56,13 +58,12 @@ def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path) -> S
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
         journal: file that keeps what was evaluated.
+        progress: called with (done, total, detail) by searches that prepare for long.
 
     Raises:
         BadInputError: settings that do not fit the model, or a search that cannot do what is asked.
     """
     settings = job.request.search
-    if settings.compensate:
-        raise BadInputError("--compensate is not built in this version: leave it out")
     made = _Ingredients(
         job=job,
         model=load_model(job.source),
@@ -70,12 +71,23 @@ def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path) -> S
         unit=unit,
         journal=JournalFile(journal, job.source_digest, job.calibration.digest),
         mlp_group=settings.mlp_group or default_group(job.shape, job.profile.width_multiple),
+        progress=progress,
     )
     return _BUILDERS[settings.search](made)
 
 
 def _fast(made: _Ingredients) -> Search:
-    raise BadInputError("--search fast is not built in this version: use multipruner")
+    scores = {"source": made.journal.source_digest, "calibration": made.journal.calibration_digest}
+    return FastSearch(
+        made.model,
+        made.tokens,
+        cost=made.cost,
+        cost_unit=made.unit,
+        mlp_group=made.mlp_group,
+        kv_group=made.job.request.search.kv_group,
+        folder=ScoreFolder(made.journal.path.with_suffix(".scores"), scores),
+        progress=made.progress,
+    )
 
 
 def _multipruner(made: _Ingredients) -> Search:

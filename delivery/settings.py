@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SEARCHES = ("fast", "multipruner", "blockpruner", "evolve")
 ORDERS = ("l1", "wanda", "none")
-DEFAULT_SEARCH = "multipruner"
+DEFAULT_SEARCH = "fast"
 DISTRIBUTION = (44.0, 52.0, 4.0)
 # Searches whose plans are compensated unless told otherwise; the papers' own are not.
 _COMPENSATED = ("fast", "evolve")

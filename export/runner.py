@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from prune_export.export.checks import Step
 from prune_export.export.files import MODEL_XML
 from prune_export.export.quiet import quiet
+from prune_export.files import release_pages
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -36,6 +37,7 @@ class IrRunner:
         properties |= FP32_PROPERTIES if precision == "fp32" else {}
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)
+        release_pages(directory)  # the compiled model has its own copy of most weights
         self._names = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()
 

@@ -17,6 +17,9 @@ _MIN_TOKENS = 512
 _MAX_TOKENS = 16384
 # Candidates that a lazy step scores, as observed on a trained 5M-parameter Llama, rounded up.
 _LAZY_SCORES = 4
+_FAST_LENGTH = 128
+_FAST_PER_CHANNEL = 96
+_FAST_LEAST, _FAST_MOST = 16384, 65536
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,31 @@ def default_size(
     tokens = int(min(_MAX_TOKENS, max(_MIN_TOKENS, wanted)))
     length = min(_LENGTH, shape.context, tokens)
     return CalibrationSize(windows=max(1, tokens // length), length=length)
+
+
+def default_fast_size(shape: ModelShape, *, flops: float = 6e13) -> CalibrationSize:
+    """Calibration size of the fast search with compensation.
+
+    As many tokens as its fits profit from, fewer where that would cost more than about `flops`, in windows short enough
+    that many places of the text are seen.
+
+    Args:
+        shape: the dense model.
+        flops: floating-point operations that the passes may take: about six a parameter and token for each of the dense
+            pass, the dense and the pruned walk.
+    """
+    widest = max(
+        max(layer.mlp_width, layer.query_heads * shape.head_dim, layer.mixer_width * _unit_columns(shape))
+        for layer in shape.layers
+    )
+    affordable = int(flops / (12.0 * shape.parameters()))
+    tokens = max(_FAST_LEAST, min(_FAST_PER_CHANNEL * widest, _FAST_MOST, affordable))
+    length = min(_FAST_LENGTH, shape.context)
+    return CalibrationSize(windows=max(1, tokens // length), length=length)
+
+
+def _unit_columns(shape: ModelShape) -> int:
+    return shape.mixer.unit_columns if shape.mixer is not None else 1
 
 
 def search_flops(

@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from prune_export.errors import BadInputError
-from prune_export.files import sha256
+from prune_export.files import release_pages, sha256
 from prune_export.prune.families import Family, family_of, is_pruned, pruned_classes, stock_classes
 from prune_export.prune.quiet import quiet
 from prune_export.prune.remote import is_remote, remote_config, remote_model
@@ -71,6 +71,7 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32, trust_rem
             f"{missing[0]}: the checkpoint is incomplete, download it again"
         )
     fill(model, state)
+    release_pages(directory)  # every value was looked at once; what the model uses comes back as it is used
     with quiet():
         model.generation_config = _generation_config(directory, config)
     return model

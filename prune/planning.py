@@ -11,7 +11,9 @@ from prune_export.prune.search_result import FrontPoint, SearchResult
 from prune_export.records import to_json
 
 
-def make_plan(result: SearchResult, *, source: str, source_digest: str, calibration_digest: str) -> PrunePlan:
+def make_plan(
+    result: SearchResult, *, source: str, source_digest: str, calibration_digest: str, compensated: bool = False
+) -> PrunePlan:
     """The plan of a result: the heads of the importance orders as ascending indices into the dense model.
 
     Args:
@@ -19,6 +21,7 @@ def make_plan(result: SearchResult, *, source: str, source_digest: str, calibrat
         source: the model as the user named it.
         source_digest: sha256 of the model.
         calibration_digest: sha256 of the calibration tokens.
+        compensated: what stays is to be fitted to what goes.
     """
     keep = tuple(
         order.kept(layer, dense)
@@ -33,6 +36,7 @@ def make_plan(result: SearchResult, *, source: str, source_digest: str, calibrat
         cost_unit=result.cost_unit,
         calibration_digest=calibration_digest,
         history=result.history,
+        compensated=compensated,
     )
 
 
