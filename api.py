@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: deliver, plan, prune, export, benchmark, evaluate, load.
+"""The verbs of the command line as functions: deliver, plan, prune, sparsify, export, benchmark, evaluate, load.
 
 They live here, since `prune_export.prune`, `.export` and `.benchmark` are folders.
 """
@@ -40,9 +40,10 @@ from prune_export.prune.loading import load_config, load_model, load_tokenizer, 
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.prune.surgery import prune_model
+from prune_export.sparsify import sparsify
 from prune_export.target import Target
 
-__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "prune"]
+__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "prune", "sparsify"]
 
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64

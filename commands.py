@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prune_export import units
+from prune_export import sparsify_command, units
 from prune_export.errors import BadInputError
 from prune_export.progress import Progress
 from prune_export.target import Target, Workload, parse_workload
@@ -437,7 +437,7 @@ def _emit(text: str, destination: str | None) -> None:
 COMMANDS: dict[str, Command] = {
     MAIN: Command(
         "Prunes a language model until it meets a target on a device, and hands over the measured artifact.\n"
-        "\nOther commands: plan, prune, export, benchmark, evaluate, verify, report, profile (each with --help).",
+        "\nOther commands: plan, prune, sparsify, export, benchmark, evaluate, verify, report, profile (see --help).",
         "example:\n  prune-export --model ./my-llama --device cpu-xeon --target-latency 40ms\n"
         "\nexit codes: 0 met (or delivered as predicted), 2 bad input, 3 infeasible, 4 parity failed, 1 anything else",
         _add_main,
@@ -484,6 +484,9 @@ COMMANDS: dict[str, Command] = {
         "example:\n  prune-export report ./artifact",
         _add_report,
         _run_report,
+    ),
+    "sparsify": Command(
+        sparsify_command.DESCRIPTION, sparsify_command.EPILOG, sparsify_command.add_arguments, sparsify_command.run
     ),
     "profile": Command(
         "Lists the device profiles, shows one, or describes this machine.",

@@ -44,9 +44,7 @@ def main() -> None:
     if arguments.method:
         print(json.dumps(measure(arguments)))
         return
-    print(
-        f"{arguments.rows} x {arguments.width} at {arguments.share}, {arguments.threads} threads, torch {torch.__version__}"
-    )
+    print(f"{arguments.rows} x {arguments.width} at {arguments.share}, {arguments.threads} threads")
     print("| method | seconds | peak memory | of that before | loss beside exact |\n|---|---|---|---|---|")
     results = {method: in_fresh_process(method) for method in METHODS}
     for method, result in results.items():
