@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--model", default="reference")
     parser.add_argument("--patterns", default="50%,2:4", help="default 50%%,2:4")
     parser.add_argument("--calibration")
-    parser.add_argument("--calibration-windows", type=int, default=128)
+    parser.add_argument("--calibration-windows", type=int, default=64)
     parser.add_argument("--eval-text")
-    parser.add_argument("--eval-windows", type=int, default=400)
+    parser.add_argument("--eval-windows", type=int, default=160)
     parser.add_argument("--length", type=int, default=256, help="tokens of every window (default 256)")
+    parser.add_argument("--every", action="store_true", help="all masks, compensations and solvers of mrp too")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -49,7 +50,7 @@ def main() -> None:
     print("| pattern | method | mask, compensation | perplexity | NLL above mrp | seconds |\n|---|---|---|---|---|---|")
     for pattern in (parse_pattern(part) for part in arguments.patterns.split(",")):
         base: list[float] | None = None
-        for method in methods(pattern):
+        for method in methods(pattern, every=arguments.every):
             fresh, _ = load_any(resolve_source(arguments.model))
             begun = time.monotonic()
             report = sparsify_model(fresh, tokens, method)
@@ -62,15 +63,14 @@ def main() -> None:
             print(row, flush=True)
 
 
-def methods(pattern: Pattern) -> list[SparsityMethod]:
-    """The joint method with its defaults first, then all others."""
-    kinds = [("S", "M"), ("M", "S"), ("S", "S")] if pattern.group else [("S", "S")]
-    return [
-        SparsityMethod(pattern),
-        SparsityMethod(pattern, solver="cg"),
-        *(SparsityMethod(pattern, mask=mask, compensation=compensation) for mask, compensation in kinds),
-        *(SparsityMethod(pattern, name) for name in ("sparsegpt", "wanda", "magnitude")),
-    ]
+def methods(pattern: Pattern, *, every: bool) -> list[SparsityMethod]:
+    """The joint method with its defaults first, then the baselines; with `every`, its variants too."""
+    chosen = [SparsityMethod(pattern, name) for name in ("mrp", "sparsegpt", "wanda", "magnitude")]
+    if every:
+        kinds = [("S", "M"), ("M", "S"), ("S", "S")] if pattern.group else [("S", "S")]
+        chosen += [SparsityMethod(pattern, mask=mask, compensation=compensation) for mask, compensation in kinds]
+        chosen.append(SparsityMethod(pattern, solver="cg"))
+    return chosen
 
 
 @torch.inference_mode()
