@@ -18,7 +18,12 @@ from prune_export.prune.families import FAMILIES, PRUNED_PREFIX
 from prune_export.prune.quiet import quiet
 
 # Where the layers are in architectures that one-shot sparsity knows beside the families of structured pruning.
-OTHER_LAYERS = {"opt": "model.decoder.layers", "mamba": "backbone.layers", "mamba2": "backbone.layers"}
+OTHER_LAYERS = {
+    "opt": "model.decoder.layers",
+    "gpt2": "transformer.h",
+    "mamba": "backbone.layers",
+    "mamba2": "backbone.layers",
+}
 _BATCH_TOKENS = 4096
 _STREAM = "hidden_states"
 

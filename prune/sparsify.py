@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from prune_export.errors import BadInputError
@@ -21,12 +24,13 @@ from prune_export.prune.projections import (
     weight_of,
 )
 from prune_export.prune.sparse_journal import SparseJournal
+from prune_export.prune.sparsegpt import BLOCK
 from prune_export.sparsity import Pattern, ProjectionSparsity, SparsityReport
 
 
 def sparsify_model(
     model: Any,
-    tokens: torch.Tensor,
+    tokens: torch.Tensor | NDArray[np.int64],
     method: SparsityMethod,
     *,
     journal: SparseJournal | None = None,
@@ -53,33 +57,34 @@ def sparsify_model(
     """
     report = progress or Progress(quiet=True)
     found = _checked_projections(model, method.pattern)
-    warnings = _too_few_tokens(found, tokens.numel(), method)
+    ids = torch.as_tensor(tokens)
+    warnings = _too_few_tokens(found, ids.numel(), method)
     for line in warnings:
         report.note(f"note: {line}")
     done: list[ProjectionSparsity] = []
     with report.phase(f"sparsifying ({method.name}, {method.pattern})"):
-        walk = LayerWalk(model, tokens)
+        walk = LayerWalk(model, ids)
         for index, projections in enumerate(found):
-            report.update(index, len(found), f"layer {index + 1} of {len(found)}")
+            report.update(index, len(found), f"layer {index}")
             known = journal.layer(index) if journal is not None else None
             if known is not None:
                 for name, weight in known.weights.items():
                     replace_weight(projections[name], weight)
                 rows = known.rows
             else:
-                rows = _prune_layer(walk, index, projections, method)
+                rows = _prune_layer(walk, index, projections, method, report)
                 if journal is not None:
                     journal.keep(index, {name: weight_of(module) for name, module in projections.items()}, rows)
             done += rows
             walk.advance(index)
-    digest = hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(str(tuple(ids.shape)).encode() + ids.numpy().tobytes()).hexdigest()
     return SparsityReport(
         pattern=str(method.pattern),
         method=method.name,
         mask=method.mask_kind,
         compensation=method.compensation_kind,
         damping=method.damping,
-        calibration_tokens=tokens.numel(),
+        calibration_tokens=ids.numel(),
         calibration_digest=digest,
         projections=tuple(done),
         warnings=warnings,
@@ -89,9 +94,10 @@ def sparsify_model(
 def pattern_holds(weights: torch.Tensor, pattern: Pattern) -> bool:
     """Counts zeros: at most N others in every group of an N:M pattern; else at least the pattern's share in all."""
     if pattern.group:
-        return bool(((weights != 0).view(-1, pattern.group).sum(1) <= pattern.keep).all())
-    # Rows are rounded to whole weights, and so may a projection's share be.
-    return int((weights == 0).sum()) >= (pattern.share - 0.5 / weights.shape[1]) * weights.numel()
+        return bool(((weights != 0).reshape(-1, pattern.group).sum(1) <= pattern.keep).all())
+    # The share is rounded to whole weights: in each row, or in each of SparseGPT's blocks.
+    rounding = 0.5 * max(weights.shape[0], math.ceil(weights.shape[1] / BLOCK))
+    return int((weights == 0).sum()) >= pattern.share * weights.numel() - rounding
 
 
 def _checked_projections(model: Any, pattern: Pattern) -> list[dict[str, nn.Module]]:
@@ -116,15 +122,16 @@ def _too_few_tokens(found: list[dict[str, nn.Module]], tokens: int, method: Spar
 
 
 def _prune_layer(
-    walk: LayerWalk, index: int, projections: dict[str, nn.Module], method: SparsityMethod
+    walk: LayerWalk, index: int, projections: dict[str, nn.Module], method: SparsityMethod, report: Progress
 ) -> list[ProjectionSparsity]:
     where = f"layer {index}"
     if not projections:
         return []
-    rows = []
+    rows: list[ProjectionSparsity] = []
     for names in input_groups(walk, index, projections, where=where):
         moment = input_moment(walk, index, projections[names[0]], where=f"{where}.{names[0]}")
         for name in names:
+            report.update(index + len(rows) / len(projections), len(walk.layers), f"{where}.{name}")
             weights = weight_of(projections[name])
             pruned, _ = prune_projection(weights.float(), moment, method)
             replace_weight(projections[name], pruned.to(weights.dtype))

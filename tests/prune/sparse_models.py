@@ -11,7 +11,7 @@ from tiny_models import VOCAB, plan_of, tiny_model  # type: ignore[import-not-fo
 from prune_export.plan import LayerKeep
 from prune_export.prune.surgery import prune_model
 
-KINDS = ("llama", "qwen2", "llama-pruned", "opt", "mamba", "mamba2")
+KINDS = ("llama", "qwen2", "llama-pruned", "opt", "gpt2", "mamba", "mamba2")
 
 
 def sparse_model(kind: str, *, seed: int = 0) -> Any:
@@ -30,6 +30,9 @@ def sparse_model(kind: str, *, seed: int = 0) -> Any:
             **common, ffn_dim=64, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32
         )
         model = transformers.OPTForCausalLM(config)
+    elif kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config)
     elif kind == "mamba":
         model = transformers.MambaForCausalLM(transformers.MambaConfig(**common, state_size=4, time_step_rank=8))
     else:

@@ -25,6 +25,7 @@ HALF, TWO_FOUR = Pattern(0.5), Pattern(0.5, 2, 4)
 TOKENS = tokens(6, 16)
 EXPECTED = {
     "opt": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"},
+    "gpt2": {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
     "mamba": {"mixer.in_proj", "mixer.x_proj", "mixer.dt_proj", "mixer.out_proj"},
     "mamba2": {"mixer.in_proj", "mixer.out_proj"},
 }
@@ -137,6 +138,13 @@ def test_a_killed_run_goes_on_and_gives_the_same_weights(tmp_path: Path, monkeyp
     assert report == expected
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name]), name
+
+
+def test_a_pruned_model_goes_through_the_journal_too(tmp_path: Path) -> None:
+    one, other = sparse_model("llama-pruned"), sparse_model("llama-pruned")
+    expected = sparsify_model(one, TOKENS.numpy(), SparsityMethod(TWO_FOUR), journal=SparseJournal(tmp_path))
+    assert sparsify_model(other, TOKENS, SparsityMethod(TWO_FOUR), journal=SparseJournal(tmp_path)) == expected
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 def test_a_damaged_journal_is_one_line(tmp_path: Path) -> None:
