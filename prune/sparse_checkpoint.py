@@ -1,4 +1,4 @@
-"""Checkpoints that one-shot sparsity reads and writes: every family of structured pruning, and GPT-2, OPT, Mamba, Mamba-2.
+"""Checkpoints that one-shot sparsity reads and writes: the families of structured pruning, GPT-2, OPT, Mamba, Mamba-2.
 
 The latter keep their stock architecture, so `transformers` reads and writes them; safetensors only, no code from the
 checkpoint, nothing silently initialised.
