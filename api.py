@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: deliver, plan(s), prune, export, benchmark, evaluate, load.
+"""The verbs of the command line as functions: deliver, plan(s), prune, sparsify, export, benchmark, evaluate, load.
 
 They live here, since `prune_export.prune`, `.export` and `.benchmark` are folders.
 """
@@ -42,10 +42,11 @@ from prune_export.prune.planning import save_front
 from prune_export.prune.realise import realise
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
+from prune_export.sparsify import sparsify
 from prune_export.target import Target
 from prune_export.texts import load_text
 
-__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune"]
+__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune", "sparsify"]
 
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64
