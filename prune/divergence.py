@@ -47,6 +47,7 @@ class Divergence:
 
     Attributes:
         block_evaluations: sub-blocks run over all tokens so far, the dense pass included.
+        evaluations: times that all tokens went through the LM head.
     """
 
     def __init__(self, runner: LayerRunner, tokens: torch.Tensor) -> None:
@@ -61,10 +62,12 @@ class Divergence:
         signs = torch.randint(0, 2, (runner.shape.vocab_size, width), generator=generator, dtype=torch.int8)
         self._signs = (2 * signs - 1).float() / math.sqrt(width)
         self.block_evaluations = 0
+        self.evaluations = 0
 
     @torch.inference_mode()
     def learn_dense(self) -> float:
         """Runs the dense model once; returns its mean NLL.  Every later divergence is from it."""
+        self.evaluations += 1
         hidden = self.run(0, self._dense)
         self._log_p = torch.cat([torch.log_softmax(self._runner.logits(rows), -1) for rows in self._rows(hidden)])
         return self._nll(self._log_p)
@@ -80,6 +83,7 @@ class Divergence:
     def of(self, start: int, structure: Structure) -> Effect:
         """The effect of what was changed from sub-block `start` on."""
         assert self._log_p is not None, "learn_dense comes first"
+        self.evaluations += 1
         hidden = self.run(start, structure)
         nll, at = 0.0, 0
         sketches, divergences = [], []

@@ -79,16 +79,18 @@ def _scores(weights: torch.Tensor, inverse: torch.Tensor, size: int) -> torch.Te
     dead = blocks.diagonal(dim1=1, dim2=2).sum(1) == 0
     blocks[dead] = torch.eye(size, dtype=blocks.dtype)
     grouped = weights.view(len(weights), units, size).permute(1, 2, 0)
-    joint: torch.Tensor = (grouped * torch.linalg.solve(blocks, grouped)).sum((1, 2))
+    half = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks), grouped, upper=False)
+    joint: torch.Tensor = half.square().sum((1, 2))
     return joint
 
 
 def _remove(weights: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> float:
     """Takes columns out of both, in place; returns the loss."""
     rows = inverse[gone]
-    solved = torch.linalg.solve(rows[:, gone], rows)
+    factor = torch.linalg.cholesky(rows[:, gone])
+    solved = torch.cholesky_solve(rows, factor)
     lost = weights[:, gone]
-    loss = float((lost.T * torch.linalg.solve(rows[:, gone], lost.T)).sum())
+    loss = float(torch.linalg.solve_triangular(factor, lost.T, upper=False).square().sum())
     weights -= lost @ solved
     inverse -= rows.T @ solved
     weights[:, gone] = 0.0

@@ -23,10 +23,12 @@ from prune_export.prune.reorder import LayerOrder
 from prune_export.prune.score_file import ScoreFolder
 from prune_export.prune.scoring import BlockScores, Scoring
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
+from prune_export.prune.shapes import model_shape
 from prune_export.prune.sub_blocks import sub_blocks
 from prune_export.shape import LayerShape, ModelShape
 
-_SCORING_TOKENS = 2048
+_SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
+_LEAST_BYTES = 64 << 20
 _TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change
 _FEWEST_TOKENS = 2048
 _EXCHANGES = 4  # plans around the best predicted one that are evaluated too
@@ -68,7 +70,7 @@ class FastSearch:
         self._groups = {"mlp": mlp_group, "attention": kv_group, "mixer": 1}
         self._folder = folder
         widest = max(block.columns.numel() for block in sub_blocks(model))
-        scoring = spread_windows(windows, _SCORING_TOKENS)
+        scoring = spread_windows(windows, _scoring_tokens(model_shape(model.config)))
         calibration = spread_windows(windows, max(_FEWEST_TOKENS, _TOKENS_PER_CHANNEL * widest))
         self._scoring = Scoring(model, scoring, calibration, keep=self._keep)
         self._dense = self._scoring.shape
@@ -80,10 +82,14 @@ class FastSearch:
         self._evaluations = 0
 
     @property
-    def layer_tokens(self) -> float:
-        """Layers run times tokens so far; a layer is two sub-blocks."""
-        scored = self._scoring.divergence.block_evaluations * self._tokens["scoring"]
-        return (scored + self._scoring.moment_evaluations * self._tokens["calibration"]) / 2
+    def work(self) -> tuple[float, float]:
+        """(layers times tokens, tokens through the LM head) so far; a gradient counts as two more passes."""
+        divergence = self._scoring.divergence
+        blocks = divergence.block_evaluations * self._tokens["scoring"]
+        blocks += self._scoring.moment_evaluations * self._tokens["calibration"]
+        probed = 3 * self._scoring.sensitivity_tokens
+        heads = divergence.evaluations * self._tokens["scoring"] + probed
+        return (blocks + probed * len(self._scoring.blocks)) / 2, float(heads)
 
     def run(self, budget: float, *, progress: Callable[[float, float, str], None] | None = None) -> SearchResult:
         """The structure of least divergence found whose cost is at most `budget`.
@@ -117,6 +123,7 @@ class FastSearch:
             evaluations=self._evaluations,
             block_evaluations=self._scoring.divergence.block_evaluations - before,
             plain_evaluations=self._scoring.divergence.block_evaluations - before,
+            divergence=effect.divergence,
         )
 
     def _score_all(self, progress: Callable[[float, float, str], None] | None) -> list[BlockScores]:
@@ -263,3 +270,9 @@ class FastSearch:
             f"fast search: divergence on {self._tokens['scoring']} tokens, moments of {self._tokens['calibration']}, "
             f"{groups}"
         )
+
+
+def _scoring_tokens(shape: ModelShape) -> int:
+    """As many as help, unless their log-probabilities, which are kept, would take more than half of the weights."""
+    room = max(_LEAST_BYTES, 2 * shape.parameters()) // (4 * shape.vocab_size)
+    return max(_FEWEST_SCORING, min(_SCORING_TOKENS, room))

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from prune_export.errors import BadInputError
+from prune_export.prune.calibration import spread_windows
 from prune_export.prune.closed_form import mean_diagonal, regression, shared_update
 from prune_export.prune.divergence import Divergence, Effect
 from prune_export.prune.elimination import eliminate
 from prune_export.prune.families import family_of
 from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.reorder import LayerOrder, identity_orders
-from prune_export.prune.sensitivity import output_sensitivity
+from prune_export.prune.sensitivity import PROBE_TOKENS, output_sensitivity
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sub_blocks import SubBlock, matrix, matrix_replaced, recorded, sub_blocks
 
@@ -94,6 +95,7 @@ class Scoring:
         blocks: the model's sub-blocks.
         dense_nll: mean NLL of the dense model on the scoring tokens.
         moment_evaluations: sub-blocks run over all calibration tokens so far.
+        sensitivity_tokens: tokens that a gradient was taken of.
     """
 
     def __init__(
@@ -113,14 +115,16 @@ class Scoring:
         self.divergence = Divergence(self._runner, scoring)
         self.dense_nll = self.divergence.learn_dense()
         self._keep = keep
-        self._sensitivity = output_sensitivity(model, self.blocks, calibration)
+        probes = spread_windows(calibration, PROBE_TOKENS)
+        self.sensitivity_tokens = probes.numel()
+        self._sensitivity = output_sensitivity(model, self.blocks, probes)
 
         step = max(1, _BATCH_TOKENS // calibration.shape[1])
         with torch.inference_mode():
             self._states = [self._runner.embed(rows) for rows in calibration.split(step)]
-        self._inputs: dict[int, list[torch.Tensor]] = {}
+        self._carried: list[torch.Tensor] = []  # a batch each: what entered the last projection of the layer before
         self._moments: dict[int, torch.Tensor] = {}
-        self._outputs: dict[int, list[torch.Tensor]] = {}
+        self._cross: dict[int, torch.Tensor] = {}
         self._layer = -1
         self.moment_evaluations = 0
 
@@ -158,38 +162,57 @@ class Scoring:
     def _pass_layer(self, layer: int) -> None:
         own = [block for block in self.blocks if block.layer == layer]
         before = max((block.index for block in self.blocks if block.layer < layer), default=-1)
-        self._inputs = {index: inputs for index, inputs in self._inputs.items() if index == before}
         self._moments = {index: moment for index, moment in self._moments.items() if index == before}
-        self._outputs = {}
-        for block in own:
-            self._inputs[block.index], self._outputs[block.index] = [], []
+        sums = {block.index: Sum() for block in own}
+        crosses = {block.index: Sum() for block in own}
         for at, state in enumerate(self._states):
+            calls: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for index in (2 * layer, 2 * layer + 1):
                 mine = [block for block in own if block.index == index or (self._parallel and index % 2)]
-                state = self._run(state, index, mine)
+                state = self._run(state, index, mine, calls)
             self._states[at] = state
+            for block in own:
+                inputs, outputs = calls[block.index]
+                sums[block.index].add(inputs, inputs)
+                helper = self.helper(block)
+                if helper is not None:
+                    near = calls[helper.index][0] if helper.index in calls else self._carried[at].to(inputs.dtype)
+                    crosses[block.index].add(outputs, near)
+            if own:
+                last = calls[own[-1].index][0].to(torch.bfloat16)  # halves the memory; enough for a cross moment
+                self._carried[at : at + 1] = [last]
         self.moment_evaluations += len(own)
         for block in own:
-            moment = second_moment(self._inputs[block.index])
-            if not bool(torch.isfinite(moment).all()):
-                raise BadInputError(
-                    f"{block.name} gives activations that are not finite on the calibration text: "
-                    "the weights are damaged or do not fit the configuration"
-                )
-            self._moments[block.index] = moment
-            if self._keep is not None:
-                self._keep("moment", block.index, moment)
+            self._learn(block, sums[block.index].mean(), crosses[block.index])
 
-    def _run(self, state: torch.Tensor, index: int, blocks: list[SubBlock]) -> torch.Tensor:
-        """One batch through a sub-block, recording what enters and leaves the output projections in it."""
+    def _learn(self, block: SubBlock, moment: torch.Tensor, cross: Sum) -> None:
+        if not bool(torch.isfinite(moment).all()):
+            raise BadInputError(
+                f"{block.name} gives activations that are not finite on the calibration text: "
+                "the weights are damaged or do not fit the configuration"
+            )
+        self._moments[block.index] = moment
+        if self._keep is not None:
+            self._keep("moment", block.index, moment)
+        if cross.count:
+            self._cross[block.index] = cross.mean()
+            if self._keep is not None:
+                self._keep("cross", block.index, self._cross[block.index])
+
+    def _run(
+        self,
+        state: torch.Tensor,
+        index: int,
+        blocks: list[SubBlock],
+        calls: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """One batch through a sub-block; `calls` gets what entered and left the output projections in it."""
         if not blocks:
             return self._runner.run_block(state, index, self.shape.layers)
         with recorded(blocks[0].module) as first, recorded(blocks[-1].module) as last:
             state = self._runner.run_block(state, index, self.shape.layers)
         for block, seen in zip(blocks, (first, last), strict=False):
-            inputs, outputs = seen[-1]  # an earlier call may have been made to learn the arguments
-            self._inputs[block.index].append(inputs)
-            self._outputs[block.index].append(outputs)
+            calls[block.index] = seen[-1]  # an earlier call may have been made to learn the arguments
         return state
 
     def _sizes(self, block: SubBlock) -> list[int]:
@@ -215,9 +238,7 @@ class Scoring:
         structure = self._resized(block, 0)
         if helper is None:
             return self.divergence.of(self._start(block), structure)
-        cross = cross_moment(self._outputs[block.index], self._inputs[helper.index])
-        if self._keep is not None:
-            self._keep("cross", block.index, cross)
+        cross = self._cross.pop(block.index)
         moment = self._moments[helper.index]
         extra = regression(moment, cross, ridge=ABSORB_RIDGE, scale=mean_diagonal(moment))
         with matrix_replaced(helper.module, matrix(helper.module).double() + extra):
@@ -249,25 +270,24 @@ class Scoring:
             self._runner.orders[block.layer] = LayerOrder((), (), order)
 
 
-def second_moment(inputs: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of x x^T [n, n] float64 over all tokens of a list of activations [..., n]; batches are summed in float64."""
-    width, count = inputs[0].shape[-1], 0
-    total = torch.zeros(width, width, dtype=torch.float64)
-    for part in inputs:
-        rows = part.reshape(-1, width).float()
-        total += rows.T @ rows
-        count += len(rows)
-    return total / count
+class Sum:
+    """A sum of y x^T over tokens, kept in float64."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self._total: torch.Tensor | None = None
 
-def cross_moment(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of y x^T [R, n] float64 over the same tokens of two lists of activations [..., R] and [..., n]."""
-    total, count = torch.zeros(outputs[0].shape[-1], inputs[0].shape[-1], dtype=torch.float64), 0
-    for y, x in zip(outputs, inputs, strict=True):
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """y [..., R] and x [..., n] of the same tokens."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        total += y.reshape(-1, y.shape[-1]).float().T @ rows
-        count += len(rows)
-    return total / count
+        part = (y.reshape(-1, y.shape[-1]).float().T @ rows).double()
+        self._total = part if self._total is None else self._total.add_(part)
+        self.count += len(rows)
+
+    def mean(self) -> torch.Tensor:
+        """[R, n] float64."""
+        assert self._total is not None, "nothing was added"
+        return self._total / self.count
 
 
 def cut_matrix(

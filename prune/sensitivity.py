@@ -16,7 +16,7 @@ from prune_export.prune.sub_blocks import SubBlock
 
 # Of the mean diagonal: a few thousand gradients do not show every direction, and later fits aim at all of them.
 _DAMPING = 0.1
-_TOKENS = 4096
+PROBE_TOKENS = 8192  # that gradients are taken of
 _SEED = 20242
 
 
@@ -26,11 +26,11 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
     Args:
         model: in evaluation mode, parameters without gradients.
         blocks: of the model.
-        windows: [N, T] tokens, of which a spread of 4096 tokens is taken; a forward and a backward pass each.
+        windows: [N, T] tokens, about `PROBE_TOKENS`; a forward and a backward pass each.
     """
     generator = torch.Generator().manual_seed(_SEED)
     sums = {block.index: torch.zeros(len_out(block), len_out(block)) for block in blocks}
-    for row in windows[:: max(1, windows.numel() // _TOKENS)]:
+    for row in windows:
         probes: dict[int, torch.Tensor] = {}
         with ExitStack() as stack, torch.enable_grad():
             for block in blocks:
