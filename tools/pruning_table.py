@@ -4,8 +4,8 @@
     python tools/pruning_table.py --model DIR --calibration FILE --eval-text FILE --eval-length 256 --output DIR
 
 The exact searches calibrate as the paper does, on 256 rows for blocks and 128 for widths; rows are windows of 115
-tokens, evenly spread over the text.  The fast search gets the same 256 rows, and 512 in a second run, and has to remove as many
-parameters as the exact one did.  Results are
+tokens, evenly spread over the text.  The fast search gets the same 256 rows, and 512 in a second run, and has to remove
+as many parameters as the exact one did.  Results are
 kept in DIR, a JSON file a run, so an interrupted table goes on where it was; --table prints what is there.
 """
 
