@@ -14,6 +14,7 @@ from typing import Any
 
 from prune_export import units
 from prune_export.errors import BadInputError
+from prune_export.formats import BOTH, FORMATS, PRECISIONS
 from prune_export.progress import Progress
 from prune_export.target import Target, Workload, parse_workload
 
@@ -277,8 +278,10 @@ def _run_plan(arguments: argparse.Namespace) -> int:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint, dense or pruned")
-    parser.add_argument("--format", choices=("openvino",), default="openvino")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int8")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, BOTH), default="openvino", help="of the artifact (default openvino)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
 
 
@@ -289,6 +292,7 @@ def _run_export(arguments: argparse.Namespace) -> int:
     parity = export(
         arguments.model,
         arguments.output,
+        format=arguments.format,
         precision=arguments.precision,
         force=arguments.force,
         progress=Progress(quiet=arguments.quiet),
@@ -298,11 +302,11 @@ def _run_export(arguments: argparse.Namespace) -> int:
 
 
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="artifact or IR directory")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="artifact, or directory of an exported model")
     parser.add_argument("--compare", type=Path, metavar="DIR2", help="interleave with this one, print the ratio")
     parser.add_argument("--device", default="host", help="profile name or TOML file (default host)")
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="default: the manifest's")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
     parser.add_argument("--json", metavar="FILE", help="raw samples and statistics; - prints them")
     parser.add_argument("--csv", metavar="FILE", help="statistics; - prints them")
@@ -335,7 +339,7 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="reference", metavar="DIR", help="checkpoint or exported artifact")
     parser.add_argument("--window", type=int, metavar="T", help="tokens a window (default: 2048 or the context)")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of an IR without manifest")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of an export without manifest")
     parser.add_argument("--json", metavar="FILE", help="per-window figures; - prints them")
     _add_evaluation(parser)
 

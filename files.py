@@ -17,7 +17,14 @@ from prune_export.units import format_bytes
 _CHUNK = 1 << 20
 _FULL_BYTES = 16 << 20
 # A directory that --force may replace holds one of these: something that this package, or a tool like it, wrote.
-_OURS = ("manifest.json", "plan.json", "config.json", "openvino_model.xml")
+_OURS = (
+    "manifest.json",
+    "plan.json",
+    "config.json",
+    "openvino_model.xml",
+    "openvino/openvino_model.xml",
+    "onnx/model.onnx",
+)
 
 
 def sha256(path: Path) -> str:

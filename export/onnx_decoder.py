@@ -146,7 +146,7 @@ def _write_head(graph: Graph, decoder: Decoder, linears: Linears, hidden: str) -
     if decoder.head is None:
         logits = linears.tied_head(hidden, decoder.embeddings, "model.embed_tokens", "lm_head/MatMul")
     else:
-        logits = linears.apply(hidden, [decoder.head], "lm_head")
+        logits = linears.apply(hidden, [decoder.head], "lm_head", bits=linears.scheme.table_bits)
     if decoder.head_softcap:
         cap = graph.constant(decoder.head_softcap, np.float32)
         inner = graph.node("Div", [logits, cap], "lm_head/softcap/Div")

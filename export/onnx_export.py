@@ -68,6 +68,7 @@ def export_onnx(
     *,
     precision: str = "fp32",
     block: int = BLOCKS[0],
+    head_bits: int = 4,
     progress: Progress | None = None,
 ) -> OnnxRecord:
     """Writes model.onnx, model.onnx.data, genai_config.json, configurations and tokenizer files.
@@ -81,17 +82,22 @@ def export_onnx(
         directory: where to write; made if missing, without a model in it.
         precision: of the weights.
         block: for int8 and int4: 128, 64 or 32; smaller ones are used for the layers that it does not fit.
+        head_bits: of embeddings and head of an int4 artifact: 4, or 8.
         progress: is told the share of the weights that is written.
 
     Raises:
-        BadInputError: unknown precision or block, an architecture without ONNX form, or no attention left.
+        BadInputError: unknown precision or block, an architecture without ONNX form, no attention left, or a model that
+            lies in the directory already.
     """
     check_precision(precision)
     check_block(block)
     decoder = read_decoder(model)
     directory.mkdir(parents=True, exist_ok=True)
+    for name in (MODEL_ONNX, MODEL_ONNX_DATA):
+        if (directory / name).exists() or (directory / name).is_symlink():
+            raise BadInputError(f"{directory / name} exists already: export to an empty directory")
     with nullcontext() if progress is None else progress.phase(f"writing ONNX in {precision}"):
-        record = _write_model(decoder, directory, Scheme(precision, block), progress)
+        record = _write_model(decoder, directory, Scheme(precision, block, head_bits), progress)
     with quiet():
         save_configs(model, directory, decoder.family)
         if tokenizer is not None:

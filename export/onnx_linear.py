@@ -24,15 +24,22 @@ class Scheme:
     Attributes:
         precision: "fp32", "fp16" and "bf16" (stored so, computed in fp32), "int8" or "int4".
         block: of int8 and int4, the weights that share a scale, as asked for.
+        head_bits: of embeddings and head of an int4 artifact: 4, or 8 for less loss and more bytes.
     """
 
     precision: str
     block: int = 128
+    head_bits: int = 4
 
     @property
     def bits(self) -> int:
         """8, 4, or 0 for unquantized weights."""
         return {"int8": 8, "int4": 4}.get(self.precision, 0)
+
+    @property
+    def table_bits(self) -> int:
+        """Of the head, and of embeddings that are the head too."""
+        return self.head_bits if self.bits == 4 else self.bits
 
     @property
     def storage(self) -> torch.dtype:
@@ -60,19 +67,22 @@ class Linears:
     _widened: dict[str, str] = field(default_factory=dict)
     _done: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
-    def apply(self, value: str, parts: Sequence[Linear], name: str) -> str:
+    def apply(self, value: str, parts: Sequence[Linear], name: str, *, bits: int = 0) -> str:
         """One product for all parts, which share their input; outputs lie side by side.
 
         Args:
             value: [B, T, in].
             parts: with biases all or none.
             name: of the product.
+            bits: of quantized weights, 0 for the scheme's.
         """
+        bits = bits or self.scheme.bits
         block = self._block(int(parts[0].weight.shape[1]), name) if self.scheme.bits else 0
         if block:
             stacked = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
-            weights = self._quantized(f"{name}.weight", stacked, self.scheme.bits, block)
-            product = self._blocks_product(value, weights, stacked.shape, self.scheme.bits, block, f"{name}/MatMul")
+            self._note_bits(bits, name)
+            weights = self._quantized(f"{name}.weight", stacked, bits, block)
+            product = self._blocks_product(value, weights, stacked.shape, bits, block, f"{name}/MatMul")
         else:
             turned = torch.cat([part.weight.t() for part in parts], dim=1)
             product = self.graph.node("MatMul", [value, self._float(f"{name}.weight", turned)], f"{name}/MatMul")
@@ -89,14 +99,13 @@ class Linears:
             ids: [B, T].
             table: the embeddings.
             name: of the weight.
-            tied: the head uses the same table, in the artifact's own bits; otherwise 8 bits are kept.
+            tied: the head uses the same table, in the head's bits; otherwise 8 bits are kept.
         """
         block = self._block(int(table.shape[1]), name) if self.scheme.bits else 0
         if not block:
             return self.graph.node("Gather", [self._float(f"{name}.weight", table), ids], f"{name}/Gather")
-        bits = self.scheme.bits if tied else 8
-        if bits != self.scheme.bits:
-            self.int8.append(name)
+        bits = self.scheme.table_bits if tied else 8
+        self._note_bits(bits, name)
         packed, scales, zeros = self._quantized(f"{name}.weight", table, bits, block)
         flat = self.graph.constant([table.shape[0], table.shape[1] * bits // 8])
         rows = self.graph.node("Reshape", [packed, flat], f"{name}/Reshape")
@@ -115,8 +124,9 @@ class Linears:
         """The product with the embedding table that `embed` has written; [B, T, V]."""
         block = block_for(int(table.shape[1]), self.scheme.block) if self.scheme.bits else 0
         if block:
-            weights = self._quantized(f"{name}.weight", table, self.scheme.bits, block)
-            return self._blocks_product(value, weights, table.shape, self.scheme.bits, block, head)
+            bits = self.scheme.table_bits
+            weights = self._quantized(f"{name}.weight", table, bits, block)
+            return self._blocks_product(value, weights, table.shape, bits, block, head)
         weight = self._float(f"{name}.weight", table)
         return self.graph.node("FusedMatMul", [value, weight], head, domain=MICROSOFT, transB=1)
 
@@ -127,6 +137,10 @@ class Linears:
         elif block < self.scheme.block:
             self.smaller_blocks[name] = block
         return block
+
+    def _note_bits(self, bits: int, name: str) -> None:
+        if bits != self.scheme.bits:
+            self.int8.append(name)
 
     def _float(self, name: str, matrix: torch.Tensor) -> str:
         """Name of an fp32 value; a narrower stored matrix is widened when the runtime loads it."""

@@ -13,6 +13,8 @@ from prune_export.export.onnx_families import Row, row_of
 from prune_export.export.onnx_spec import Attention, Decoder, Layer, Linear, Mlp, Norm
 from prune_export.prune.shapes import head_dim
 
+# What GroupQueryAttention asks of a head that it rotates.
+_HEAD_MULTIPLE = 16
 # Rotations that do not depend on the sequence's length: a table of them is exact.
 _ROTATIONS = ("default", "linear", "llama3", "yarn", "proportional")
 
@@ -51,12 +53,22 @@ def read_decoder(model: Any) -> Decoder:
         head_softcap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
         context=int(config.max_position_embeddings),
     )
+    _check_attentions(decoder)
+    return decoder
+
+
+def _check_attentions(decoder: Decoder) -> None:
     if not decoder.attentions:
         raise BadInputError(
             f"the model's {len(decoder.layers)} layers have no attention left; ONNX text models need at least 1: keep "
             "one in the plan"
         )
-    return decoder
+    width = decoder.attentions[0].head_dim
+    if decoder.rotary is not None and width % _HEAD_MULTIPLE:
+        raise BadInputError(
+            f"heads of width {width} have no ONNX export: ONNX Runtime rotates widths that are a multiple of "
+            f"{_HEAD_MULTIPLE}"
+        )
 
 
 def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:

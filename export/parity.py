@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from prune_export.errors import ParityError
 from prune_export.export.checks import Step, parity_checks
-from prune_export.export.runner import IrRunner
+from prune_export.export.runner import IrRunner, Runner
 from prune_export.manifest import ParityRecord
 from prune_export.prune.shapes import model_shape
 
@@ -65,14 +65,17 @@ def torch_reference(model: PreTrainedModel) -> Reference:
     return Reference(shape.context, shape.vocab_size, logits)
 
 
-def check_against(reference: Reference, directory: Path) -> tuple[dict[str, float], float]:
-    """Compares the logits of an exported fp32 IR with torch's, or raises.
+def check_against(
+    reference: Reference, directory: Path, *, runner: Runner | None = None
+) -> tuple[dict[str, float], float]:
+    """Compares the logits of an exported fp32 model with torch's, or raises.
 
-    The IR runs with inference and cache in fp32 and dynamic quantization off.
+    An IR runs with inference and cache in fp32 and dynamic quantization off.
 
     Args:
         reference: from the model that was exported.
         directory: what `export_openvino` wrote.
+        runner: runs another format's export; the IR in `directory` unless given.
 
     Returns:
         The largest absolute logit error of each check (divided by |logit| / 30 where the largest logit is above 30),
@@ -81,7 +84,7 @@ def check_against(reference: Reference, directory: Path) -> tuple[dict[str, floa
     Raises:
         ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
     """
-    runner = IrRunner(directory, precision="fp32", threads=torch.get_num_threads())
+    runner = runner or IrRunner(directory, precision="fp32", threads=torch.get_num_threads())
     errors = {}
     for check in parity_checks(reference.context):
         runner.reset()
@@ -95,7 +98,7 @@ def check_against(reference: Reference, directory: Path) -> tuple[dict[str, floa
             raise ParityError(
                 f'parity check "{check.name}": largest logit error {errors[check.name]:.2g} is over the limit '
                 f"{TOLERANCE:.0e}: the exported model computes something else than the torch model; export again, and "
-                "check the processor and the OpenVINO version if it stays"
+                "check the processor and the runtime's version if it stays"
             )
     return errors, TOLERANCE
 
@@ -112,17 +115,23 @@ def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray
 
 
 def ir_greedy_agreement(
-    directory: Path, prompt_ids: Sequence[int] | NDArray[Any], expected: Sequence[int], *, precision: str
+    directory: Path,
+    prompt_ids: Sequence[int] | NDArray[Any],
+    expected: Sequence[int],
+    *,
+    precision: str,
+    runner: Runner | None = None,
 ) -> float:
-    """Share of `expected` that an exported IR generates too before its first different token.
+    """Share of `expected` that an exported model generates too before its first different token.
 
     Args:
         directory: holds the IR.
         prompt_ids: [T].
         expected: torch's greedy continuation of that prompt.
         precision: as delivered: "fp32" runs in fp32 throughout, the others with the runtime's defaults.
+        runner: runs another format's export; the IR in `directory` unless given.
     """
-    runner = IrRunner(directory, precision=precision, threads=torch.get_num_threads())
+    runner = runner or IrRunner(directory, precision=precision, threads=torch.get_num_threads())
     tokens = _greedy(runner.step, np.asarray(prompt_ids, dtype=np.int64), len(expected))
     differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
     return (differing[0] if differing else len(tokens)) / max(1, len(tokens))

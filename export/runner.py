@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,18 @@ FP32_PROPERTIES: dict[str, str | int] = {
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
+
+
+class Runner(Protocol):
+    """One exported model with one KV cache."""
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        ...
+
+    def step(self, step: Step) -> NDArray[np.float32]:
+        """Appends tokens to the cache and gives their logits [B, T, V]."""
+        ...
 
 
 class IrRunner:
