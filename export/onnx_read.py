@@ -72,8 +72,10 @@ def _check_attentions(decoder: Decoder) -> None:
 
 
 def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:
-    attention = getattr(module, row.attention)
-    mlp = getattr(module, row.mlp) if row.mlp else module
+    attention = getattr(module, row.attention, None)
+    mlp = getattr(module, row.mlp, None) if row.mlp else module
+    if getattr(mlp, row.down, None) is None:
+        mlp = None
     return Layer(
         attention=None if attention is None else _attention(attention, row, config, index),
         attention_norm=_optional_norm(module, row.attention_norm, row),
