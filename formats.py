@@ -113,20 +113,25 @@ def _openvino(source: Path, stage: Path, precision: str, report: Progress) -> Pa
 
 
 def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+    from prune_export.delivery.resources import free_memory
     from prune_export.export.files import ONNX_RECORD
     from prune_export.export.onnx_runner import OnnxRunner
     from prune_export.export.parity import check_against, ir_greedy_agreement, parity_record
     from prune_export.export.versions import package_versions
 
     with _beside(stage) as plain:
-        # The model is gone when this returns: it and a runtime's copy of it are never in memory together.
+        # The model is gone when this returns: it and a runtime's copy of it are never in memory together, and neither
+        # are two sessions.
         expected = _written_onnx(source, plain, stage, precision, report)
+        free_memory()
         with report.phase("parity with torch"):
             fp32 = stage if precision == "fp32" else plain
             errors, tolerance = check_against(expected.reference, fp32, runner=OnnxRunner(fp32))
+            free_memory()
             agreement = ir_greedy_agreement(
                 stage, _PROMPT, expected.tokens, precision=precision, runner=OnnxRunner(stage)
             )
+            free_memory()
             _checked_nll(stage, expected, precision=precision, name=source.name, progress=report)
     parity = parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
     record = json.loads((stage / ONNX_RECORD).read_text(encoding="utf8"))
