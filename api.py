@@ -1,19 +1,25 @@
-"""The verbs of the command line as functions: deliver, plan, prune, export, benchmark, evaluate, load.
+"""The verbs of the command line as functions: deliver, plan(s), prune, sparsify, export, benchmark, evaluate, load.
 
 They live here, since `prune_export.prune`, `.export` and `.benchmark` are folders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
-from prune_export.delivery.preflight import open_job
+from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
+from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
@@ -24,30 +30,77 @@ from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.prune.checkpoint import load, save_checkpoint
-from prune_export.prune.loading import load_config, load_model, load_tokenizer, source_digest
+from prune_export.prune.loading import load_config, load_tokenizer, source_digest
+from prune_export.prune.planning import save_front
+from prune_export.prune.realise import realise
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
-from prune_export.prune.surgery import prune_model
+from prune_export.sparsify import sparsify
 from prune_export.target import Target
+from prune_export.texts import load_text
 
-__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "prune"]
+__all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune", "sparsify"]
 
 
-def plan(request: Request, *, progress: Progress | None = None) -> PrunePlan:
+def plan(request: Request, *, front_file: Path | None = None, progress: Progress | None = None) -> PrunePlan:
     """Chooses what to remove for a request's target; exports nothing that stays.
 
     Latency and memory targets are planned for the request's first precision.
+
+    Args:
+        request: what is wanted.
+        front_file: where the Pareto front goes, if the search makes one.
+        progress: where progress goes.
 
     Raises:
         BadInputError: something in the request cannot work.
         InfeasibleError: nothing reaches the target.
     """
     report = progress or Progress(quiet=True)
-    with TreeMemory() as memory, open_job(request, report, memory) as job:
+    return _planned(request, report, front_file=front_file)[0]
+
+
+def _planned(
+    request: Request, report: Progress, *, front_file: Path | None = None
+) -> tuple[PrunePlan, NDArray[np.int64]]:
+    """A plan and the calibration tokens that it was made with."""
+    with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
         found = first_proposal(workshop).plan
+        if front_file is not None and workshop.searcher.front:
+            save_front(front_file, workshop.searcher.front, cost_unit=found.cost_unit)
+        workshop.state.forget()
+        return found, job.calibration.tokens
+
+
+def plans(
+    request: Request,
+    ratios: Sequence[float],
+    *,
+    metric: str = "tpot",
+    as_far_as_possible: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Planned, ...]:
+    """Several plans from one search, each what the search finds for its ratio alone.
+
+    Args:
+        request: what is wanted; its target does not matter.
+        ratios: removed shares of the parameters.
+        metric: the latency to predict: "tpot", "ttft" or "total".
+        as_far_as_possible: end before the first ratio out of reach, if there is one before it, instead of raising.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: something in the request cannot work.
+        InfeasibleError: a ratio is out of reach; the message says the highest that is not.
+    """
+    report = progress or Progress(quiet=True)
+    request = replace(request, target=Target("parameters", ratios[0]))
+    with TreeMemory() as memory, open_job(request, report, memory) as job:
+        workshop = Workshop(job, _no_baseline(job, request.precisions[0]), request.precisions[0])
+        found = plan_ratios(job, workshop.searcher, ratios, metric=metric, as_far_as_possible=as_far_as_possible)
         workshop.state.forget()
     return found
 
@@ -86,23 +139,30 @@ def prune(
     if (plan_file is None) == (ratio is None):
         raise BadInputError("prune needs either a plan or a ratio")
     source = resolve_source(model)
+    settings = search or SearchSettings()
     if plan_file is not None:
-        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+        shape = model_shape(load_config(source))
+        chosen = replayable(plan_file, source_digest(source), shape)
+        tokens = calibration_tokens(
+            load_text(calibration, "calibration"), load_tokenizer(source), shape, settings, lazy=False
+        ).tokens
     else:
         request = Request(
             model=model,
             device="host",
             target=Target("parameters", ratio),
             output=output,
-            search=search or SearchSettings(),
+            search=settings,
             calibration=calibration,
             seed=seed,
             force=force,
         )
-        chosen = plan(request, progress=report)
+        chosen, tokens = _planned(request, report)
+    title = "fitting what stays to what goes" if chosen.compensated else "cutting"
+    with report.phase(title) as phase:
+        smaller = realise(source, chosen, tokens, progress=phase.update)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
-        dense = load_model(source)
-        save_checkpoint(prune_model(dense, chosen), load_tokenizer(source), stage)
+        save_checkpoint(smaller, load_tokenizer(source), stage)
         chosen.save(stage / PLAN_FILE)
     return chosen
 

@@ -24,6 +24,7 @@ EXTRA_PACKAGES = (
     "tokenizers",
     "matplotlib",
     "openvino_genai",
+    "pymoo",
 )
 
 

@@ -36,7 +36,8 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         ParityError: the export does not compute what the model computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
-    with TreeMemory() as memory, open_job(request, report, memory) as job, full_disk_explained(job.output):
+    memory = TreeMemory(lambda: report.current)
+    with memory, open_job(request, report, memory) as job, full_disk_explained(job.output):
         if not job.measured:
             report.note(f"note: {job.mismatch}: figures are predicted, not measured")
         dense = baseline(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from prune_export.errors import BadInputError
 from prune_export.manifest import IR_FOLDER, MANIFEST, Manifest
 from prune_export.progress import Progress
-from prune_export.records import to_json
+from prune_export.records import from_json, to_json
 from prune_export.shape import ModelShape
-from prune_export.texts import load_text, token_windows
+from prune_export.texts import load_text, token_windows, windows_digest
 
 PAPER_WINDOW = 2048
+ALL_TOKENS = 1 << 62
 _LOGITS_BYTES = 200 * 2**20
 # Scoring costs about this many operations by default: seconds on two cores, whatever the model's size.
 _DEFAULT_FLOPS = 4e12
@@ -37,6 +39,7 @@ class Evaluation:
         text: name and digest of the text, and the Python version where it is the standard library's.
         window_tokens: length of a window; its first token is context only.
         nll: mean token NLL of each window, in text order, so that two evaluations can be compared pairwise.
+        tokens_digest: sha256 of the windows.
     """
 
     model: str
@@ -45,6 +48,7 @@ class Evaluation:
     text: dict[str, str]
     window_tokens: int
     nll: tuple[float, ...]
+    tokens_digest: str = ""
 
     @property
     def perplexity(self) -> float:
@@ -60,15 +64,91 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain data."""
-        figures = {"perplexity": self.perplexity, "standard_error": self.standard_error}
+        error = self.standard_error
+        figures = {"perplexity": self.perplexity, "standard_error": error if math.isfinite(error) else None}
         return {**figures, **to_json(self)}
 
     def __str__(self) -> str:
         return (
             f"perplexity {self.perplexity:.3f} +- {self.standard_error:.3f}  "
             f"({self.model}, {self.precision} through {self.through}; {len(self.nll)} windows of "
-            f"{self.window_tokens} tokens of {provenance(self.text)})"
+            f"{self.window_tokens} tokens, not overlapping, of {provenance(self.text)})"
         )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same windows, paired: what one model loses to the other on the same text.
+
+    Attributes:
+        one: the first evaluation.
+        other: what it is compared with.
+    """
+
+    one: Evaluation
+    other: Evaluation
+
+    def __post_init__(self) -> None:
+        for what, mine, theirs in (
+            ("text", self.one.text["digest"], self.other.text["digest"]),
+            ("tokens a window", self.one.window_tokens, self.other.window_tokens),
+            ("windows", len(self.one.nll), len(self.other.nll)),
+            ("tokens", self.one.tokens_digest, self.other.tokens_digest),
+        ):
+            if mine != theirs:
+                raise BadInputError(
+                    f"{self.one.model} and {self.other.model} were scored on different {what} ({str(mine)[:12]}, "
+                    f"{str(theirs)[:12]}): give both the same --eval-text, --eval-tokens, --window and tokenizer"
+                )
+
+    @property
+    def difference(self) -> float:
+        """Mean over windows of NLL(one) - NLL(other): the rise of the log perplexity."""
+        return statistics.fmean(self._differences())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the difference, from the spread of the paired differences; nan for one window."""
+        if len(self.one.nll) < 2:
+            return float("nan")
+        return statistics.stdev(self._differences()) / math.sqrt(len(self.one.nll))
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        error = self.standard_error
+        return {
+            "difference": self.difference,
+            "standard_error": error if math.isfinite(error) else None,
+            "perplexity_ratio": math.exp(self.difference),
+            "one": self.one.to_json(),
+            "other": self.other.to_json(),
+        }
+
+    def __str__(self) -> str:
+        share = math.exp(self.difference) - 1.0
+        return (
+            f"{self.one}\n{self.other}\n"
+            f"log perplexity {self.difference:+.4f} +- {self.standard_error:.4f} against {self.other.model}, "
+            f"paired over {len(self.one.nll)} windows: perplexity {share:+.2%}"
+        )
+
+    def _differences(self) -> list[float]:
+        return [mine - theirs for mine, theirs in zip(self.one.nll, self.other.nll, strict=True)]
+
+
+def saved_evaluation(path: Path) -> Evaluation:
+    """An evaluation that `evaluate --json` wrote.
+
+    Raises:
+        BadInputError: unreadable, or something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"evaluation {path} cannot be read as JSON: {error}") from None
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key not in ("perplexity", "standard_error")}
+    return from_json(Evaluation, data, where=str(path))
 
 
 def evaluate(
@@ -86,7 +166,7 @@ def evaluate(
     Args:
         model: checkpoint directory or hub id, delivered artifact, or directory with an exported model.
         eval_text: text file, JSONL file or data set name; None for the standard library's held-out modules.
-        tokens: tokens scored at most; None for an amount that fits the model's size.
+        tokens: tokens scored at most, `ALL_TOKENS` for the whole text; None for an amount that fits the model's size.
         window: tokens a window; None for 2048 or the model's context, whichever is less.
         precision: weight precision of an export that has no manifest.
         threads: runtime threads, 0 for all cores.
@@ -113,7 +193,7 @@ def evaluate(
         else:
             nll = _torch_nll(directory, windows, threads=threads, progress=report)
     through = "torch" if ir is None else _runtime_of(ir)
-    return Evaluation(model, through, held_precision, text.provenance(), length, nll)
+    return Evaluation(model, through, held_precision, text.provenance(), length, nll, windows_digest(windows))
 
 
 def provenance(text: dict[str, str]) -> str:

@@ -60,16 +60,26 @@ def formats_of(text: str, *, precision: str) -> tuple[Format, ...]:
 
 @dataclass(frozen=True)
 class _Expected:
-    """Torch's side of the gate, so that the model can be released before a runtime loads its export."""
+    """Torch's side of the gate, so that the model can be released before a runtime loads its export.
 
-    reference: Any
+    Attributes:
+        reference: .npz file of its logits.
+        tokens: greedy continuation of the prompt.
+        window: prompt and continuation, [1, T].
+        nll: mean token NLL of the window.
+        threads: of torch, and of the gate then.
+    """
+
+    reference: Path
     tokens: tuple[int, ...]
     window: Any
     nll: float
+    threads: int
 
 
-def _expected(checkpoint: Any) -> _Expected:
+def _expected(checkpoint: Any, scratch: Path) -> _Expected:
     import numpy as np
+    import torch
 
     from prune_export.evaluate import torch_nll
     from prune_export.export.parity import greedy_tokens_of, torch_reference
@@ -77,62 +87,84 @@ def _expected(checkpoint: Any) -> _Expected:
     tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
     window = np.asarray([[*_PROMPT, *tokens]], dtype=np.int64)
     (nll,) = torch_nll(checkpoint, window)
-    return _Expected(torch_reference(checkpoint), tuple(tokens), window, nll)
+    reference = scratch / "reference.npz"
+    torch_reference(checkpoint).save(reference)
+    return _Expected(reference, tuple(tokens), window, nll, torch.get_num_threads())
 
 
-def _checked_nll(directory: Path, expected: _Expected, *, precision: str, name: str, progress: Progress) -> None:
+def _compared(expected: _Expected, plain: Path) -> tuple[dict[str, float], float]:
+    """The fp32 export against torch, in a process of its own, the model released before."""
+    from prune_export.delivery.ir_checks import compare
+    from prune_export.delivery.resources import free_memory
+
+    free_memory()
+    return compare(expected.reference, plain, threads=expected.threads)
+
+
+def _scored(stage: Path, expected: _Expected, *, precision: str, name: str, scratch: Path, progress: Progress) -> float:
+    """Share of torch's greedy tokens that the result generates too; its NLL is checked."""
+    from prune_export.delivery.ir_checks import score_ir
     from prune_export.delivery.variants import check_nll
-    from prune_export.evaluate import ir_nll
 
-    (nll,) = ir_nll(directory, expected.window, precision=precision, threads=0, progress=progress)
+    agreement, (nll,) = score_ir(
+        stage,
+        precision=precision,
+        prompt=_PROMPT,
+        expected=expected.tokens,
+        windows=expected.window,
+        gate_threads=expected.threads,
+        score_threads=0,
+        progress=progress,
+        scratch=scratch,
+    )
     check_nll(nll - expected.nll, precision=precision, name=name)
+    return agreement
 
 
 def _openvino(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
-    from prune_export.export.openvino_ir import export_openvino
-    from prune_export.export.parity import check_against, ir_greedy_agreement, parity_record
+    from prune_export.export.gate import parity_record
     from prune_export.export.weights import compress
-    from prune_export.prune.checkpoint import load
-    from prune_export.prune.loading import load_tokenizer
 
-    checkpoint, tokenizer = load(source), load_tokenizer(source)
-    with _beside(stage) as plain:
-        with report.phase("exporting to OpenVINO"):
-            export_openvino(checkpoint, tokenizer, plain)
+    with _beside(stage) as scratch:
+        plain = scratch / "fp32"
+        expected = _written_openvino(source, plain, scratch, report)
         with report.phase("parity with torch"):
-            expected = _expected(checkpoint)
-            errors, tolerance = check_against(expected.reference, plain)
+            errors, tolerance = _compared(expected, plain)
         with report.phase(f"writing {precision}"):
             if precision == "fp32":
                 shutil.copytree(plain, stage, dirs_exist_ok=True)
             else:
                 compress(plain, stage, precision=precision)
-        agreement = ir_greedy_agreement(stage, _PROMPT, expected.tokens, precision=precision)
-        _checked_nll(stage, expected, precision=precision, name=source.name, progress=report)
+        agreement = _scored(stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report)
     return parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
 
 
+def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress) -> _Expected:
+    """The model is gone when this returns: it and a runtime's copy of it are never in memory together."""
+    from prune_export.export.openvino_ir import export_openvino
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import load_tokenizer
+
+    checkpoint, tokenizer = load(source), load_tokenizer(source)
+    with report.phase("exporting to OpenVINO"):
+        export_openvino(checkpoint, tokenizer, plain)
+    with report.phase("running the checkpoint in torch"):
+        return _expected(checkpoint, scratch)
+
+
 def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
-    from prune_export.delivery.resources import free_memory
     from prune_export.export.files import ONNX_RECORD
-    from prune_export.export.onnx_runner import OnnxRunner
-    from prune_export.export.parity import check_against, ir_greedy_agreement, parity_record
+    from prune_export.export.gate import parity_record
     from prune_export.export.versions import package_versions
 
-    with _beside(stage) as plain:
-        # The model is gone when this returns: it and a runtime's copy of it are never in memory together, and neither
-        # are two sessions.
-        expected = _written_onnx(source, plain, stage, precision, report)
-        free_memory()
+    with _beside(stage) as scratch:
+        plain = stage if precision == "fp32" else scratch / "fp32"
+        expected = _written_onnx(source, plain, stage, precision, scratch, report)
         with report.phase("parity with torch"):
-            fp32 = stage if precision == "fp32" else plain
-            errors, tolerance = check_against(expected.reference, fp32, runner=OnnxRunner(fp32))
-            free_memory()
-            agreement = ir_greedy_agreement(
-                stage, _PROMPT, expected.tokens, precision=precision, runner=OnnxRunner(stage)
+            errors, tolerance = _compared(expected, plain)
+            agreement = _scored(
+                stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report
             )
-            free_memory()
-            _checked_nll(stage, expected, precision=precision, name=source.name, progress=report)
     parity = parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
     record = json.loads((stage / ONNX_RECORD).read_text(encoding="utf8"))
     record |= {"parity": to_json(parity), "versions": package_versions()}
@@ -140,7 +172,8 @@ def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> Parity
     return parity
 
 
-def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, report: Progress) -> _Expected:
+def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratch: Path, report: Progress) -> _Expected:
+    """The model is gone when this returns."""
     from prune_export.export.onnx_export import export_onnx
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import load_tokenizer
@@ -150,12 +183,12 @@ def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, report
         export_onnx(checkpoint, None, plain, progress=report)
     export_onnx(checkpoint, tokenizer, stage, precision=precision, progress=report)
     with report.phase("running the checkpoint in torch"):
-        return _expected(checkpoint)
+        return _expected(checkpoint, scratch)
 
 
 @contextmanager
 def _beside(stage: Path) -> Iterator[Path]:
-    """A folder for the fp32 export, on the same disk as the result, gone afterwards."""
+    """A folder for what the gate needs, on the same disk as the result, gone afterwards."""
     with tempfile.TemporaryDirectory(dir=stage.parent, prefix=".fp32-") as folder:
         yield Path(folder)
 

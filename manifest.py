@@ -153,9 +153,10 @@ class Round:
         precision: weight precision that was pruned for.
         budget: what the plan was allowed to cost by the latency table.
         predicted: what the table, corrected by what was measured before, said of the plan found.
-        measured: what the artifact took.
+        measured: what the artifact took; for a speed-up, in the round that decides.
         perplexity: its held-out perplexity.
         met: measured within the limit.
+        limit: what it was compared with; for a speed-up, the dense model's figure in that round by the factor.
     """
 
     precision: str
@@ -164,6 +165,7 @@ class Round:
     measured: float
     perplexity: float
     met: bool
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,11 @@ class Manifest:
         formats: "openvino", "checkpoint", ...
         precision: weight precision of the delivered IR.
         target: what was asked for.
-        limit: the limit in the metric's unit (speed-ups resolved).
+        limit: the limit in the metric's unit; of a measured speed-up, the dense model's figure in the deciding round
+            divided by the factor.
         claim: "measured" or "predicted".
         met: the claim's figure is within the limit.
-        figure: the claim's figure.
+        figure: the claim's figure, over all samples; of a measured speed-up, in the deciding round.
         profile: device profile.
         plan_digest: sha256 of plan.json; empty for a dense delivery.
         calibration: description, digest and Python version of the calibration text.
@@ -193,8 +196,12 @@ class Manifest:
         rounds: the closed loop's history.
         parity: the gate's result.
         versions: package name to version.
+        speedups: of a measured speed-up: dense / delivered in each round of the closing measurement; their median
+            decides, and the round that has it is the deciding one.
         timings_s: phase of the run to seconds.
-        peak_tree_bytes: peak resident memory of the run's whole process tree.
+        peak_tree_bytes: peak resident memory of the run's whole process tree, up to the writing of the manifest.
+        peak_tree_phase: the phase of the run that had it.
+        phases_bytes: phase of the run to the peak of the same in it.
         samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
     """
@@ -221,8 +228,11 @@ class Manifest:
     rounds: tuple[Round, ...]
     parity: ParityRecord
     versions: dict[str, str]
+    speedups: tuple[float, ...] = ()
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0
+    peak_tree_phase: str = ""
+    phases_bytes: dict[str, int] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

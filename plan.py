@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prune_export.errors import BadInputError
-from prune_export.records import digest, from_json, to_json
+from prune_export.records import SPARSE, digest, from_json, to_json
 from prune_export.shape import LayerShape, ModelShape
 
 
@@ -20,10 +20,14 @@ class LayerKeep:
     Attributes:
         kv_groups: kept KV groups (a KV head with its H/K query heads); empty when the attention goes.
         mlp_channels: kept MLP channels; empty when the MLP goes.
+        mixer_units: kept units of a state-space mixer; empty when it goes.
+        recurrence: a mixer whose recurrence can go alone keeps it.
     """
 
     kv_groups: tuple[int, ...]
     mlp_channels: tuple[int, ...]
+    mixer_units: tuple[int, ...] = field(default=(), metadata=SPARSE)
+    recurrence: bool = field(default=True, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class PlanStep:
     Attributes:
         stage: "blocks", "mlp" or "attention".
         layer: index of the layer in the dense model.
-        part: "attention" or "mlp".
-        size: KV heads or MLP channels left in that sub-block after the step.
+        part: "attention", "mlp", "mixer" or "recurrence".
+        size: KV heads, MLP channels or mixer units left in that sub-block after the step.
         perplexity: calibration perplexity after the step.
         cost: cost of the whole model after the step, in the plan's cost unit.
     """
@@ -60,6 +64,7 @@ class PrunePlan:
         cost_unit: what `PlanStep.cost` counts: "parameters" or "seconds".
         calibration_digest: sha256 of the calibration tokens.
         history: the search's steps in order.
+        compensated: the weights that stay are fitted again when the plan is made real, on the calibration text.
     """
 
     source: str
@@ -70,6 +75,7 @@ class PrunePlan:
     cost_unit: str
     calibration_digest: str
     history: tuple[PlanStep, ...] = ()
+    compensated: bool = field(default=False, metadata=SPARSE)
 
     def __post_init__(self) -> None:
         if len(self.keep) != len(self.dense.layers):
@@ -77,6 +83,7 @@ class PrunePlan:
         for index, (kept, layer) in enumerate(zip(self.keep, self.dense.layers, strict=True)):
             _check_indices(kept.kv_groups, layer.kv_heads, f"layer {index}: kv_groups")
             _check_indices(kept.mlp_channels, layer.mlp_width, f"layer {index}: mlp_channels")
+            _check_indices(kept.mixer_units, layer.mixer_width, f"layer {index}: mixer_units")
 
     @property
     def target(self) -> ModelShape:
@@ -87,6 +94,8 @@ class PrunePlan:
                     query_heads=len(kept.kv_groups) * (layer.query_heads // layer.kv_heads if layer.kv_heads else 0),
                     kv_heads=len(kept.kv_groups),
                     mlp_width=len(kept.mlp_channels),
+                    mixer_width=len(kept.mixer_units),
+                    state_size=layer.state_size if kept.mixer_units and kept.recurrence else 0,
                 )
                 for kept, layer in zip(self.keep, self.dense.layers, strict=True)
             )
@@ -105,7 +114,8 @@ class PrunePlan:
         """Writes the plan as JSON; index lists are written as ranges, "0-2,5"."""
         data = to_json(self)
         data["keep"] = [
-            {"kv_groups": _ranges(kept.kv_groups), "mlp_channels": _ranges(kept.mlp_channels)} for kept in self.keep
+            {key: _ranges(value) if isinstance(value, list) else value for key, value in kept.items()}
+            for kept in data["keep"]
         ]
         path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf8")
 
@@ -129,7 +139,10 @@ class PrunePlan:
 
 def keep_all(shape: ModelShape) -> tuple[LayerKeep, ...]:
     """The plan entries that remove nothing."""
-    return tuple(LayerKeep(tuple(range(layer.kv_heads)), tuple(range(layer.mlp_width))) for layer in shape.layers)
+    return tuple(
+        LayerKeep(tuple(range(layer.kv_heads)), tuple(range(layer.mlp_width)), tuple(range(layer.mixer_width)))
+        for layer in shape.layers
+    )
 
 
 def _check_indices(indices: tuple[int, ...], size: int, where: str) -> None:
@@ -139,7 +152,7 @@ def _check_indices(indices: tuple[int, ...], size: int, where: str) -> None:
         raise ValueError(f"{where} must lie in 0..{size - 1}, got {indices[0]}..{indices[-1]}")
 
 
-def _ranges(indices: tuple[int, ...]) -> str:
+def _ranges(indices: list[int]) -> str:
     parts: list[list[int]] = []
     for index in indices:
         if parts and parts[-1][1] == index - 1:

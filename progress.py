@@ -88,6 +88,12 @@ class Progress:
         self.timings_s[name] = self.timings_s.get(name, 0.0) + self._last_s[kind]
         self._end(current, finished=True)
 
+    @property
+    def current(self) -> str:
+        """Name of the innermost phase at work, empty between phases."""
+        with self._lock:
+            return self._phases[-1].name if self._phases else ""
+
     def update(self, done: float, total: float, detail: str = "") -> None:
         """Tells how much of the current phase is done, and what it is at."""
         with self._lock:

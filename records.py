@@ -18,11 +18,19 @@ from prune_export.errors import BadInputError, nearest
 
 Record = TypeVar("Record")
 
+# Metadata of a field that is written only when it differs from its default: a field that came later, so that documents
+# without it, and their digests, stay as they were.
+SPARSE: Mapping[str, bool] = types.MappingProxyType({"sparse": True})
+
 
 def to_json(value: Any) -> Any:
-    """`value` as plain JSON data: dataclasses become dicts, tuples become lists."""
+    """`value` as plain JSON data: dataclasses become dicts (sparse fields at their default left out), tuples lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: to_json(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not field.metadata.get("sparse") or getattr(value, field.name) != field.default
+        }
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -55,6 +55,19 @@ class Text:
         """Name, digest and Python version, as manifests record them."""
         return {"name": self.name, "digest": self.digest, **({"python": self.python} if self.python else {})}
 
+    def first(self, count: int) -> Text:
+        """The first `count` documents.
+
+        Raises:
+            BadInputError: there are fewer.
+        """
+        if count > len(self.documents):
+            raise BadInputError(
+                f"{self.name} has {len(self.documents)} rows, {count} are asked for: name a data set or a JSONL file "
+                "with that many, or use --calibration-windows"
+            )
+        return _text(f"{self.name}, first {count} rows", self.documents[:count], keep_empty=True)
+
 
 @dataclass(frozen=True)
 class DatasetRow:
@@ -115,7 +128,9 @@ def load_text(name: str | None, role: Role) -> Text:
         documents = _jsonl(path) if path.suffix in (".jsonl", ".ndjson") else (_read(path),)
         return _text(path.name, documents)
     if name in DATASETS:
-        return _text(f"{name}, {DATASETS[name].splits[role]} split", _dataset(name, DATASETS[name].splits[role]))
+        split = DATASETS[name].splits[role]
+        # The papers join all rows, the empty ones between WikiText's paragraphs included.
+        return _text(f"{name}, {split} split", _dataset(name, split), keep_empty=True)
     raise BadInputError(
         f'{role} text "{name}" is neither a file nor a known data set{nearest(name, DATASETS)}: '
         f"give a .txt or .jsonl file or one of {', '.join(DATASETS)}"
@@ -176,9 +191,9 @@ def _default(role: Role) -> Text:
     return Text(source.name, source.documents, source.digest, source.python, is_default=True)
 
 
-def _text(name: str, documents: Iterable[str]) -> Text:
-    kept = tuple(document for document in documents if document.strip())
-    if not kept:
+def _text(name: str, documents: Iterable[str], *, keep_empty: bool = False) -> Text:
+    kept = tuple(document for document in documents if keep_empty or document.strip())
+    if not any(document.strip() for document in kept):
         raise BadInputError(f"{name} holds no text")
     return Text(name, kept, hashlib.sha256(corpus.DOCUMENT_SEPARATOR.join(kept).encode()).hexdigest())
 

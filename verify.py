@@ -49,13 +49,13 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 
 def _parity(directory: Path, manifest: Manifest) -> str:
-    from prune_export.export.parity import check_against, greedy_agreement, torch_reference
+    from prune_export.export.parity import check_parity, greedy_agreement
     from prune_export.prune.checkpoint import load
 
     model = load(directory / CHECKPOINT_FOLDER)
     ir = directory / IR_FOLDER
     if manifest.precision == "fp32":
-        errors, tolerance = check_against(torch_reference(model), ir)
+        errors, tolerance = check_parity(model, ir)
         return f"largest logit error {max(errors.values()):.1e} of {tolerance:.0e} allowed"
     recorded = manifest.parity
     agreement = greedy_agreement(

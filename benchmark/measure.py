@@ -20,10 +20,17 @@ from prune_export.target import Workload
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a directory with a model, and the precision of its weights."""
+    """What is measured: a directory with a model, and the precision of its weights.
+
+    Attributes:
+        directory: holds openvino_model.xml or model.onnx, or one sub-folder that does.
+        precision: weight precision.
+        sample_memory: its memory is sampled where the measurement samples memory at all; else it reads 0.
+    """
 
     directory: Path
     precision: str
+    sample_memory: bool = True
 
 
 def measure(
@@ -89,7 +96,8 @@ def measure_together(
         BadInputError, PruneExportError: as in `measure`.
     """
     requests = [_request(subject, profile, workload, threads) for subject in subjects]
-    total = len(subjects) * (rounds + int(sample_memory))
+    sampled = [index for index, subject in enumerate(subjects) if sample_memory and subject.sample_memory]
+    total = len(subjects) * rounds + len(sampled)
     replies: list[list[Reply]] = [[] for _ in subjects]
     done = 0
     for _ in range(rounds):
@@ -100,14 +108,14 @@ def measure_together(
             requests[index] = replace(request, repeats=len(reply.ttft_s))
             done += 1
             _tell(progress, done, total, request)
-    memory: list[Reply] = []
-    for request in requests if sample_memory else []:
-        memory.append(run_worker(replace(request, mode="memory")))
+    memory = [Reply() for _ in subjects]
+    for index in sampled:
+        memory[index] = run_worker(replace(requests[index], mode="memory"))
         done += 1
-        _tell(progress, done, total, request)
+        _tell(progress, done, total, requests[index])
     return [
-        _measurement(requests[index], replies[index], memory[index] if memory else Reply(), profile)
-        for index in range(len(subjects))
+        _measurement(request, timed, untimed, profile)
+        for request, timed, untimed in zip(requests, replies, memory, strict=True)
     ]
 
 

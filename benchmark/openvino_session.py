@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,25 @@ class OpenVINOSession:
         threads: threads of the runtime; 0 for all physical cores.
         device: OpenVINO device name.
         last_token_only: compute the LM head for the last token alone (timing); else for every token (scoring).
+        extra_properties: runtime properties beside those of the precision.
     """
 
     def __init__(
-        self, directory: Path, *, precision: str, threads: int = 0, device: str = "CPU", last_token_only: bool = False
+        self,
+        directory: Path,
+        *,
+        precision: str,
+        threads: int = 0,
+        device: str = "CPU",
+        last_token_only: bool = False,
+        extra_properties: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
         self._directory = directory
         self._precision = precision
         self._threads = threads
         self._device = device
         self._last_token_only = last_token_only
+        self._extra_properties = dict(extra_properties or {})
         self._request: Any = None
         self._present: frozenset[str] = frozenset()
         self._past = 0
@@ -65,6 +75,10 @@ class OpenVINOSession:
         """The runtime properties that it was compiled with."""
         return dict(self._options)
 
+    def property(self, name: str) -> str:
+        """A property that is in force in the compiled model, as text."""
+        return str(self._request.get_compiled_model().get_property(name))
+
     def load(self) -> None:
         """Reads and compiles the IR.
 
@@ -77,7 +91,7 @@ class OpenVINOSession:
         core = ov.Core()
         _check_device(core, self._device)
         capabilities = core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        properties = runtime_properties(
+        properties = self._extra_properties | runtime_properties(
             self._precision, threads=threads, device=self._device, capabilities=capabilities
         )
         begun = time.perf_counter()

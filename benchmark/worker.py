@@ -1,21 +1,18 @@
 """One measurement in a process of its own: `python -m prune_export.benchmark.worker`.
 
-Reads a `Request` as JSON on standard input, writes a `Reply` as JSON on standard output.  Whatever else prints, native
-libraries included, goes to standard error.
+Reads a `Request` as JSON on standard input, writes a `Reply` as JSON on standard output (`benchmark.child`).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from prune_export.errors import PruneExportError
+from prune_export.benchmark.child import Report, answer
 from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
@@ -51,14 +48,12 @@ class Reply:
     """What a worker found; times in seconds.
 
     Attributes:
-        error: class name and message of the user's mistake, else empty.
         before_bytes: resident memory before the model was loaded.
         peak_bytes: its peak; both 0 in a timed run.
         options: runtime properties.
         versions: package name to version.
     """
 
-    error: tuple[str, ...] = ()
     load_s: float = 0.0
     ttft_s: tuple[float, ...] = ()
     itl_s: tuple[float, ...] = ()
@@ -70,16 +65,13 @@ class Reply:
 
 def main() -> int:
     """Runs one request; 0 if a reply was written."""
-    answer = os.dup(1)
-    os.dup2(2, 1)
-    request = from_json(Request, json.load(sys.stdin), where="worker request")
-    try:
-        reply = _time(request) if request.mode == "time" else _memory(request)
-    except PruneExportError as error:
-        reply = Reply(error=(type(error).__name__, str(error)))
-    with os.fdopen(answer, "w", encoding="utf8") as file:
-        json.dump(to_json(reply), file)
-    return 0
+    return answer(_handle)
+
+
+def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
+    request = from_json(Request, data, where="worker request")
+    found: dict[str, Any] = to_json(_time(request) if request.mode == "time" else _memory(request))
+    return found
 
 
 def _session(request: Request) -> OpenedSession:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prune_export.benchmark.compare import drift_warning
 from prune_export.benchmark.measure import Subject, measure_together
-from prune_export.benchmark.openvino_session import OpenVINOSession
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.summary import timed_metric
+from prune_export.delivery.verdict import Verdict, figure_of, judged
+from prune_export.manifest import Measurement
 
 ROUNDS = 3
 
@@ -27,13 +25,13 @@ def measured(
         variants: the first is the baseline whose drift is watched.
         title: of the progress phase.
         rounds: processes a variant.
-        sample_memory: a further, untimed process a variant samples the peak memory.
+        sample_memory: a further, untimed process samples the peak memory of each variant where it is not known yet.
     """
     if not job.measured:
         return list(variants)
     with job.progress.phase(title), job.memory.paused():
         results = measure_together(
-            [Subject(variant.directory, variant.precision) for variant in variants],
+            [Subject(item.directory, item.precision, sample_memory=not _known_peak(item)) for item in variants],
             profile=job.profile,
             workload=job.workload,
             rounds=rounds,
@@ -42,27 +40,32 @@ def measured(
             progress=job.progress,
         )
     job.memory.add(max(result.peak_rss_bytes for result in results))
+    results = [_with_peak(result, variant) for result, variant in zip(results, variants, strict=True)]
     if warning := drift_warning(results[0], timed_metric(job.request.target)):
         job.progress.note(f"note: {warning}")
     return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
 
 
 def figure(job: Job, variant: Variant) -> float:
-    """What a variant's measurement says of the target's metric: seconds, or bytes for a memory target."""
-    target, measurement = job.request.target, variant.measurement
-    assert measurement is not None, f"{variant.name} {variant.precision} was not measured"
-    if target.metric == "memory":
-        return float(measurement.peak_rss_bytes)
-    return measurement.percentile(timed_metric(target), target.statistic)
+    """What a variant's measurement says of the target's metric over all samples: seconds, or bytes for memory."""
+    assert variant.measurement is not None, f"{variant.name} {variant.precision} was not measured"
+    return figure_of(job.request.target, variant.measurement)
 
 
-def continuation(variant: Variant, prompt: NDArray[np.int64], *, new_tokens: int) -> list[int]:
-    """Greedy continuation of one prompt [T] through the artifact."""
-    session = OpenVINOSession(variant.directory, precision=variant.precision)
-    session.load()
-    tokens: list[int] = []
-    logits = session.prefill(prompt[None])
-    for _ in range(new_tokens):
-        tokens.append(int(logits[0, -1].argmax()))
-        logits = session.decode(np.asarray([[tokens[-1]]], dtype=np.int64))
-    return tokens
+def verdict(job: Job, baseline: Variant, variant: Variant) -> Verdict:
+    """Whether a variant meets the target; both come from one call of `measured`."""
+    assert baseline.measurement is not None
+    assert variant.measurement is not None
+    return judged(job.request.target, baseline=baseline.measurement, variant=variant.measurement)
+
+
+def _known_peak(variant: Variant) -> int:
+    return variant.measurement.peak_rss_bytes if variant.measurement is not None else 0
+
+
+def _with_peak(result: Measurement, variant: Variant) -> Measurement:
+    """The memory sampled earlier, where it was not sampled again."""
+    earlier = variant.measurement
+    if result.peak_rss_bytes or earlier is None:
+        return result
+    return replace(result, peak_rss_bytes=earlier.peak_rss_bytes, rss_rise_bytes=earlier.rss_rise_bytes)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from prune_export.delivery import correction
-from prune_export.delivery.bench import ROUNDS, figure, measured
-from prune_export.delivery.correction import Proposal, Trial
+from prune_export.delivery.bench import ROUNDS, figure, measured, verdict
+from prune_export.delivery.correction import CONFIRMATIONS, Dense, Proposal, Trial, correct_and_confirm
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.single import single
@@ -18,12 +17,6 @@ from prune_export.errors import InfeasibleError
 from prune_export.manifest import Round
 from prune_export.plan import PrunePlan
 from prune_export.target import Target
-
-# A plan confirmed too slow by the closing measurement is replaced by one that aims lower by its miss and this much.
-_STRICTER = 0.01
-_CONFIRMATIONS = 3
-# No single measurement, however disturbed, may cost more than this in one step.
-_LARGEST_STEP = 0.9
 
 
 def decide(job: Job, dense: Build) -> Outcome:
@@ -61,7 +54,7 @@ def _dense_outcome(job: Job, dense: Build) -> Outcome | None:
         if figures[precision] <= limit:
             predictions = {("dense", key): value for key, value in figures.items()} if not job.measured else None
             variants, parity = tuple(dense.variants.values()), dense.parity[precision]
-            return Outcome(variants, variant, None, parity, limit, figures[precision], (), predictions)
+            return Outcome(variants, variant, None, parity, limit, figures[precision], predictions=predictions)
     return None
 
 
@@ -75,73 +68,91 @@ def _closed_loop(workshop: Workshop) -> Outcome:
     Raises:
         InfeasibleError: nothing reaches the target.
     """
-    state, target, progress = workshop.state, workshop.target, workshop.job.progress
+    state, target = workshop.state, workshop.target
     if state.known.base is None:
         state.learn(base=figure(workshop.job, workshop.baseline))
     base = state.known.base
     assert base is not None
     limit = base / target.speedup if target.speedup is not None else target.limit
     assert limit is not None
-    aim, rounds = limit, []  # type: float, list[Round]
-    for _ in range(_CONFIRMATIONS):
-        chosen = _trials(workshop, aim, limit, base, rounds)
-        outcome = workshop.closing(chosen.proposal, tuple(rounds))
+    turns = _Turns(workshop)
+    try:
+        found = correct_and_confirm(
+            limit,
+            dense=Dense(workshop.cost.predict(workshop.job.shape), base),
+            propose=workshop.propose,
+            attempt=turns.attempt,
+            confirm=turns.confirm,
+            rounds=workshop.job.request.rounds,
+        )
+    except InfeasibleError:
+        raise workshop.infeasible(limit) from None
+    if found.closing is None:
+        raise workshop.infeasible(limit)
+    if not found.confirmed:
+        raise InfeasibleError(
+            f"{target}: the closing measurement missed the limit for {CONFIRMATIONS} plans "
+            f"({_against(target, found.closing)}): this machine is too noisy or busy now"
+        )
+    return found.closing
+
+
+class _Turns:
+    """Builds and measures what the correction proposes, and keeps the rounds for the manifest.
+
+    Args:
+        workshop: where plans become artifacts.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._rounds: list[Round] = []
+        self._standing: dict[str, Trial[PrunePlan]] = {}  # trials that met and were not refuted since
+        self._missed: set[str] = set()
+
+    def attempt(self, proposal: Proposal[PrunePlan], budget: float, expected: float) -> Trial[PrunePlan]:
+        """Measures a proposal beside the dense model."""
+        workshop = self._workshop
+        known = workshop.state.known.trials.get(proposal.key)
+        if known is None:
+            known = _measured_trial(workshop, proposal, len(self._rounds) + 1)
+            workshop.state.learn(trial=(proposal.key, known))
+        trial = Trial(proposal, budget, expected, known.measured, known.limit, known.base, known.perplexity)
+        if trial.met:
+            self._standing[proposal.key] = trial
+        self._keep_leading()
+        self._rounds.append(_round(workshop.precision, trial))
+        workshop.job.progress.note(_line(workshop, trial, len(self._rounds)))
+        return trial
+
+    def confirm(self, trial: Trial[PrunePlan]) -> Outcome:
+        """The closing measurement; after a second miss the plan no longer counts as met."""
+        workshop, key = self._workshop, trial.proposal.key
+        outcome = workshop.closing(trial.proposal, tuple(self._rounds))
         if outcome.figure > outcome.limit:
-            # It met in its round: one of the two was disturbed, and a third measurement decides.
-            progress.note(f"note: the closing measurement found {_against(target, outcome)}: measuring once more")
-            outcome = workshop.closing(chosen.proposal, tuple(rounds))
-        if outcome.figure <= outcome.limit:
-            return outcome
-        progress.note(f"note: the closing measurement found {_against(target, outcome)}: aiming lower")
-        aim *= max(_LARGEST_STEP, outcome.limit / outcome.figure) * (1.0 - _STRICTER)
-    raise InfeasibleError(
-        f"{target}: the closing measurement missed the limit for {_CONFIRMATIONS} plans ({_against(target, outcome)}): "
-        "this machine is too noisy or busy now"
+            again = key not in self._missed
+            what = "measuring once more" if again else "going on from there"
+            workshop.job.progress.note(
+                f"note: the closing measurement found {_against(workshop.target, outcome)}: {what}"
+            )
+            if not again:
+                self._standing.pop(key, None)
+            self._missed.add(key)
+        return outcome
+
+    def _keep_leading(self) -> None:
+        leading = correction.best(tuple(self._standing.values()))
+        self._workshop.keep_only(leading.proposal.key if leading else None)
+
+
+def _round(precision: str, trial: Trial[PrunePlan]) -> Round:
+    return Round(
+        precision, trial.budget, trial.expected, trial.measured, trial.perplexity, trial.met, limit=trial.limit
     )
 
 
 def _against(target: Target, outcome: Outcome) -> str:
     return f"{show(target, outcome.figure)} > {show(target, outcome.limit)}"
-
-
-def _trials(workshop: Workshop, aim: float, limit: float, base: float, rounds: list[Round]) -> Trial[PrunePlan]:
-    """The best trial that met `aim`; every trial is added to `rounds`."""
-    try:
-        trials = correction.correct(
-            aim,
-            scale=base / workshop.cost.predict(workshop.job.shape),
-            propose=workshop.propose,
-            attempt=_attempt(workshop, aim / limit, rounds),
-            rounds=workshop.job.request.rounds,
-        )
-    except InfeasibleError:
-        raise workshop.infeasible(limit) from None
-    chosen = correction.best(trials)
-    if chosen is None:
-        raise workshop.infeasible(limit)
-    return chosen
-
-
-def _attempt(
-    workshop: Workshop, share: float, rounds: list[Round]
-) -> Callable[[Proposal[PrunePlan], float, float], Trial[PrunePlan]]:
-    """Builds and measures a proposal beside the dense model, against `share` of the limit in force."""
-    done: list[Trial[PrunePlan]] = []
-
-    def run(proposal: Proposal[PrunePlan], budget: float, expected: float) -> Trial[PrunePlan]:
-        known = workshop.state.known.trials.get(proposal.key)
-        if known is None:
-            known = _measured_trial(workshop, proposal, len(rounds) + 1)
-            workshop.state.learn(trial=(proposal.key, known))
-        trial = Trial(proposal, budget, expected, known.measured, known.limit * share, known.perplexity)
-        done.append(trial)
-        leading = correction.best(tuple(done))
-        workshop.keep_only(leading.proposal.key if leading else None)
-        rounds.append(Round(workshop.precision, budget, expected, trial.measured, trial.perplexity, trial.met))
-        workshop.job.progress.note(_line(workshop, trial, len(rounds)))
-        return trial
-
-    return run
 
 
 def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: int) -> KnownTrial:
@@ -153,7 +164,9 @@ def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: i
         rounds=ROUNDS,
         sample_memory=workshop.target.metric == "memory",
     )
-    return KnownTrial(figure(workshop.job, candidate), workshop.limit(base), variant.perplexity)
+    found = verdict(workshop.job, base, candidate)
+    beside = found.limit * workshop.target.speedup if workshop.target.speedup else figure(workshop.job, base)
+    return KnownTrial(found.figure, found.limit, beside, variant.perplexity)
 
 
 def _line(workshop: Workshop, trial: Trial[PrunePlan], number: int) -> str:

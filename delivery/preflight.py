@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
-from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
 from prune_export.errors import BadInputError
 from prune_export.evaluate import default_tokens
@@ -26,11 +29,13 @@ from prune_export.profiles.device import DeviceProfile
 from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
-from prune_export.prune.calibration import CalibrationTokens, default_size
+from prune_export.prune.calibration import CalibrationTokens, default_fast_size, default_size
+from prune_export.prune.evolve import GENERATIONS, POPULATION
 from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.shape import ModelShape
+from prune_export.target import Workload
 from prune_export.texts import Text, load_text, token_windows, windows_digest
 from prune_export.units import format_bytes
 
@@ -39,6 +44,16 @@ _IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once impo
 _WINDOW = 512
 _WORK_PREFIX = ".prune-export-"
 _ABANDONED_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What plans are compared on, what perplexity is scored on, and where both come from."""
+
+    calibration: CalibrationTokens
+    calibration_text: Text
+    evaluation: NDArray[np.int64]
+    evaluation_text: Text
 
 
 @contextmanager
@@ -63,15 +78,48 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
         plan = replayable(request.plan, digest, shape) if request.plan is not None else None
+        request = replace(request, search=request.search.for_model(shape))
+    workload = _workload(request, shape, progress)
+    if profile.latency_table is not None:
+        profile.latency_table.check(table_key(shape, workload))
+    check_resources(shape, output)
+    texts = _texts(request, tokenizer, shape, progress)
+    with _work_directory(output) as work:
+        yield Job(
+            request=request,
+            source=source,
+            source_digest=digest,
+            shape=shape,
+            profile=profile,
+            measured=not reason,
+            mismatch=reason,
+            workload=workload,
+            threads=threads,
+            output=output,
+            work=work,
+            calibration=texts.calibration,
+            calibration_text=texts.calibration_text,
+            evaluation=texts.evaluation,
+            evaluation_text=texts.evaluation_text,
+            plan=plan,
+            progress=progress,
+            memory=memory,
+        )
+
+
+def _workload(request: Request, shape: ModelShape, progress: Progress) -> Workload:
+    """The request's, shortened to the model's context."""
     workload = request.workload.fitted(shape.context)
     if workload.prompt_tokens < request.workload.prompt_tokens:
         progress.note(
             f"note: prompt shortened from {request.workload.prompt_tokens} to {workload.prompt_tokens} tokens: "
             f"with {workload.new_tokens} new ones it fits the model's context of {shape.context}"
         )
-    if profile.latency_table is not None:
-        profile.latency_table.check(table_key(shape, workload))
-    check_resources(shape, output)
+    return workload
+
+
+def _texts(request: Request, tokenizer: Any, shape: ModelShape, progress: Progress) -> _Texts:
+    """Reads both texts and warns of what will make the figures look better or worse than they are."""
     with progress.phase("reading the texts"):
         calibration_text = load_text(request.calibration, "calibration")
         evaluation_text = load_text(request.eval_text, "evaluation")
@@ -88,27 +136,8 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     if evaluation_text.digest == calibration_text.digest:
         progress.note("warning: calibration and evaluation text are the same: perplexities will look too good")
     progress.note(f"calibration: {calibration.description}")
-    with _work_directory(output) as work:
-        yield Job(
-            request=request,
-            source=source,
-            source_digest=digest,
-            shape=shape,
-            profile=profile,
-            measured=not reason,
-            mismatch=reason,
-            workload=workload,
-            threads=threads,
-            output=output,
-            work=work,
-            calibration=calibration,
-            calibration_text=calibration_text,
-            evaluation=evaluation,
-            evaluation_text=evaluation_text,
-            plan=plan,
-            progress=progress,
-            memory=memory,
-        )
+    free_memory()  # the tokenizer went through megabytes of text, of which a few windows are kept
+    return _Texts(calibration, calibration_text, evaluation, evaluation_text)
 
 
 def calibration_tokens(
@@ -117,25 +146,57 @@ def calibration_tokens(
     """Calibration windows in the size asked for, or in the default size for the model.
 
     Raises:
-        BadInputError: a window exceeds the context, or the text is shorter than one window.
+        BadInputError: a window exceeds the context, or the text is shorter than what is asked for.
     """
-    default = default_size(shape, distribution=settings.distribution, mlp_group=settings.mlp_group, lazy=lazy)
-    count = settings.calibration_windows or default.windows
+    distribution = (1.0, 0.0, 0.0) if settings.search == "blockpruner" else settings.distribution
+    if settings.search == "fast":
+        default = default_fast_size(shape)
+    else:
+        default = default_size(
+            shape,
+            distribution=distribution,
+            mlp_group=settings.mlp_group,
+            lazy=lazy and not settings.exact,
+            evaluations=GENERATIONS * POPULATION if settings.search == "evolve" else 0,
+        )
     length = settings.calibration_length or min(default.length, shape.context)
     if not 2 <= length <= shape.context:
         raise BadInputError(
             f"--calibration-length {length} must lie between 2 and the model's context, {shape.context}"
         )
-    windows = token_windows(text, tokenizer, count=count, length=length)
-    if len(windows) < count and settings.calibration_windows:
+    if settings.calibration_rows:
+        windows, described = _row_windows(text, tokenizer, settings.calibration_rows, length)
+        widths = None if settings.width_rows is None else _row_windows(text, tokenizer, settings.width_rows, length)[0]
+    else:
+        wanted = settings.calibration_windows
+        windows, described = _spread_windows(text, tokenizer, wanted, default.windows, length)
+        count = settings.width_windows
+        widths = None if count is None else _spread_windows(text, tokenizer, count, count, length)[0]
+    digest = windows_digest(windows)
+    if widths is not None:
+        described += f"; widths on {len(widths)} of that length"
+        digest = hashlib.sha256(f"{digest} {windows_digest(widths)}".encode()).hexdigest()
+    return CalibrationTokens(tokens=windows, digest=digest, description=described, width_tokens=widths)
+
+
+def _spread_windows(
+    text: Text, tokenizer: Any, wanted: int | None, default: int, length: int
+) -> tuple[NDArray[np.int64], str]:
+    windows = token_windows(text, tokenizer, count=wanted or default, length=length)
+    if wanted is not None and len(windows) < wanted:
         raise BadInputError(
-            f"{text.name} has {len(windows)} windows of {length} tokens, --calibration-windows asks for {count}: "
+            f"{text.name} has {len(windows)} windows of {length} tokens, --calibration-windows asks for {wanted}: "
             "give a longer text or a smaller number"
         )
-    described = (
+    return windows, (
         f"{len(windows)} windows of {length} tokens of {text.name} (--calibration-windows, --calibration-length)"
     )
-    return CalibrationTokens(tokens=windows, digest=windows_digest(windows), description=described)
+
+
+def _row_windows(text: Text, tokenizer: Any, rows: int, length: int) -> tuple[NDArray[np.int64], str]:
+    """All windows of the first rows joined by blank lines, as the papers calibrate."""
+    windows = token_windows(text.first(rows), tokenizer, count=sys.maxsize, length=length)
+    return windows, f"{len(windows)} windows of {length} tokens, the first {rows} rows of {text.name}"
 
 
 def check_resources(shape: ModelShape, output: Path) -> None:

@@ -7,10 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
-from prune_export.delivery.bench import continuation
+from prune_export.delivery.ir_checks import continuation
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.variants import greedy_prompt
@@ -27,8 +24,8 @@ from prune_export.manifest import (
     Manifest,
 )
 from prune_export.prune.checkpoint import save_checkpoint
-from prune_export.prune.loading import load_model, load_tokenizer, weight_files
-from prune_export.prune.surgery import prune_model
+from prune_export.prune.loading import load_model, load_tokenizer
+from prune_export.prune.realise import stored_dtype
 
 _SAMPLE_TOKENS = 48
 
@@ -59,17 +56,11 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
 
 
 def _checkpoint(job: Job, outcome: Outcome, directory: Path) -> None:
+    if outcome.plan is not None:  # the very weights that were exported
+        shutil.copytree(outcome.delivered.directory.parent / CHECKPOINT_FOLDER, directory)
+        return
     model = load_model(job.source)
-    if outcome.plan is not None:
-        model = prune_model(model, outcome.plan)
-    save_checkpoint(model, load_tokenizer(job.source), directory, dtype=_stored_dtype(job.source))
-
-
-def _stored_dtype(source: Path) -> torch.dtype:
-    """The dense checkpoint's own weight type: the kept weights are unchanged, so nothing is gained by a wider one."""
-    with safe_open(weight_files(source)[0], framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(next(iter(file.keys())))
-        return tensor.dtype
+    save_checkpoint(model, load_tokenizer(job.source), directory, dtype=stored_dtype(job.source))
 
 
 def _manifest(job: Job, outcome: Outcome) -> Manifest:
@@ -98,8 +89,11 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         rounds=outcome.rounds,
         parity=outcome.parity,
         versions=package_versions(),
+        speedups=outcome.speedups,
         timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
         peak_tree_bytes=job.memory.peak_bytes,
+        peak_tree_phase=job.memory.peak_phase,
+        phases_bytes=dict(job.memory.phases_bytes),
         samples=_samples(job, outcome),
     )
 
@@ -122,5 +116,7 @@ def _samples(job: Job, outcome: Outcome) -> dict[str, str]:
     tokenizer = load_tokenizer(job.source)
     texts = {"prompt": prompt.tolist()}
     for name, variant in (("dense", dense), ("delivered", outcome.delivered)):
-        texts[name] = continuation(variant, prompt, new_tokens=_SAMPLE_TOKENS)
+        texts[name] = continuation(
+            variant.directory, precision=variant.precision, prompt=prompt.tolist(), new_tokens=_SAMPLE_TOKENS
+        )
     return {name: str(tokenizer.decode(tokens)) for name, tokens in texts.items()}

@@ -115,7 +115,17 @@ def _candidate(candidate: Candidate, metric: str, base: float) -> tuple[str, ...
 def _rounds(manifest: Manifest) -> str:
     seconds = manifest.target.metric != "memory"
     show = format_duration if seconds else format_bytes
-    head = ("round", "weights", "budget by table", "predicted", "measured", "measured / predicted", "perplexity", "met")
+    head = (
+        "round",
+        "weights",
+        "budget by table",
+        "predicted",
+        "measured",
+        "limit",
+        "measured / predicted",
+        "perplexity",
+        "met",
+    )
     rows = [
         (
             str(number),
@@ -123,6 +133,7 @@ def _rounds(manifest: Manifest) -> str:
             show(turn.budget),
             show(turn.predicted),
             show(turn.measured),
+            show(turn.limit),
             f"{turn.measured / turn.predicted:.3f}",
             f"{turn.perplexity:.2f}",
             "yes" if turn.met else "no",
@@ -153,7 +164,7 @@ def _provenance(manifest: Manifest) -> str:
         "parity": f"largest logit error {gate.max_logit_error:.1e} of {gate.tolerance:.0e} allowed; "
         f"{gate.greedy_agreement:.0%} of {gate.greedy_tokens} greedy tokens as torch's",
         "host": _words(host),
-        "memory of the run": format_bytes(manifest.peak_tree_bytes),
+        "memory of the run": f"{format_bytes(manifest.peak_tree_bytes)} at most, during: {manifest.peak_tree_phase}",
         "time of the run": format_clock(sum(manifest.timings_s.values())),
         "versions": _words(manifest.versions),
     }

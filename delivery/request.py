@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.settings import SearchSettings
 from prune_export.manifest import Measurement
 from prune_export.plan import PrunePlan
 from prune_export.profiles.device import DeviceProfile
@@ -22,26 +23,9 @@ if TYPE_CHECKING:
     from prune_export.prune.calibration import CalibrationTokens
     from prune_export.texts import Text
 
+__all__ = ["PRECISIONS", "Job", "Request", "SearchSettings", "Variant", "default_output"]
+
 PRECISIONS = ("fp32", "int8", "int4")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How the plan is searched.
-
-    Attributes:
-        distribution: shares of blocks, MLP channels and attention heads in what is removed.
-        mlp_group: MLP channels removed at once, or None for the default of the model and device.
-        kv_group: KV heads removed at once.
-        calibration_windows: sequences, or None for the default of the model's size.
-        calibration_length: tokens a sequence, or None.
-    """
-
-    distribution: tuple[float, float, float] = (44.0, 52.0, 4.0)
-    mlp_group: int | None = None
-    kv_group: int = 1
-    calibration_windows: int | None = None
-    calibration_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
@@ -17,17 +17,31 @@ _INTERVAL_S = 0.2
 class TreeMemory:
     """Context manager that samples the resident memory of this process and its children.
 
+    Args:
+        phase: names what the run is at; asked at each sample.
+
     Attributes:
-        peak_bytes: largest sum seen; pages shared between processes count once for each.
+        phases_bytes: phase to the largest sum seen in it; pages shared between processes count once for each.
 
     While something is timed, sampling pauses, so that it takes no time from it; `add` then accounts for what ran.
     """
 
-    def __init__(self) -> None:
-        self.peak_bytes = 0
+    def __init__(self, phase: Callable[[], str] = str) -> None:
+        self.phases_bytes: dict[str, int] = {}
+        self._phase = phase
         self._stop = threading.Event()
         self._pauses = 0
         self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest sum seen."""
+        return max(self.phases_bytes.values(), default=0)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase in which it was seen."""
+        return max(self.phases_bytes, key=lambda phase: self.phases_bytes[phase], default="")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -40,7 +54,7 @@ class TreeMemory:
 
     def add(self, bytes_: int) -> None:
         """Counts a child that is gone: its own peak on top of this process as it is now."""
-        self.peak_bytes = max(self.peak_bytes, int(psutil.Process().memory_info().rss) + bytes_)
+        self._note(int(psutil.Process().memory_info().rss) + bytes_)
 
     def __enter__(self) -> TreeMemory:
         self._thread.start()
@@ -56,8 +70,12 @@ class TreeMemory:
         this = psutil.Process()
         while not self._stop.is_set():
             if not self._pauses:
-                self.peak_bytes = max(self.peak_bytes, _resident(this))
+                self._note(_resident(this))
             self._stop.wait(_INTERVAL_S)
+
+    def _note(self, bytes_: int) -> None:
+        phase = self._phase()
+        self.phases_bytes[phase] = max(self.phases_bytes.get(phase, 0), bytes_)
 
 
 def free_memory() -> None:

@@ -8,18 +8,19 @@ from typing import Any
 
 from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
+from prune_export.delivery.searches import build_search
 from prune_export.errors import BadInputError
+from prune_export.files import release_pages
+from prune_export.manifest import CHECKPOINT_FOLDER
 from prune_export.plan import PrunePlan
-from prune_export.prune.evaluator import Evaluator
-from prune_export.prune.journal import JournalFile
-from prune_export.prune.loading import load_model, load_tokenizer
+from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.prune.loading import load_tokenizer
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
-from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
-from prune_export.prune.surgery import prune_model
+from prune_export.prune.realise import realise, stored_dtype
+from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError, SearchResult
+from prune_export.prune.searching import Search
 from prune_export.shape import ModelShape
-
-_MLP_STEPS = 12  # groups that a whole MLP is cut into by default
 
 
 class Searcher:
@@ -30,16 +31,19 @@ class Searcher:
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
         journal: file that keeps what was evaluated, while the model is released and when the run is killed.
+
+    Attributes:
+        front: what the last search traded for what, where it looks at several costs at once.
     """
 
     def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path) -> None:
         self._job = job
         self._cost = cost
         self._unit = unit
-        self._search: MultiPruner | None = None
-        self._evaluator: Evaluator | None = None
+        self._search: Search | None = None
         self._journal = journal
         self._last: tuple[float, PrunePlan] | None = None
+        self.front: tuple[FrontPoint, ...] = ()
 
     def plan(self, budget: float) -> tuple[PrunePlan, float]:
         """The best plan within a budget, and its cost.
@@ -52,16 +56,38 @@ class Searcher:
         """
         search = self._ready()
         earlier = self._last[1] if self._last is not None and budget <= self._last[0] else None
-        with self._job.progress.phase("searching the plan") as phase:
-            try:
-                result = search.run(budget, blocks_from=earlier, progress=phase.update)
-            except SearchInfeasibleError:
-                if earlier is None:
-                    raise
-                result = search.run(budget, progress=phase.update)
-        plan = self._made(result)
+        if earlier is None or not isinstance(search, MultiPruner):
+            result = self.result(budget)
+        else:
+            with self._job.progress.phase("searching the plan") as phase:
+                try:
+                    result = search.run(budget, blocks_from=earlier, progress=phase.update)
+                except SearchInfeasibleError:
+                    result = search.run(budget, progress=phase.update)
+        plan = self.made(result)
         self._last = (budget, plan)
         return plan, result.cost
+
+    def result(self, budget: float) -> SearchResult:
+        """What the search finds within a budget, whatever it was asked before.
+
+        Raises:
+            SearchInfeasibleError: nothing within the budget can be reached.
+        """
+        search = self._ready()
+        with self._job.progress.phase("searching the plan") as phase:
+            return search.run(budget, progress=phase.update)
+
+    def made(self, result: SearchResult) -> PrunePlan:
+        """The plan of a result."""
+        self.front = result.front
+        return make_plan(
+            result,
+            source=self._job.request.model,
+            source_digest=self._job.source_digest,
+            calibration_digest=self._job.calibration.digest,
+            compensated=self._job.request.search.compensated,
+        )
 
     def smallest(self) -> tuple[PrunePlan, float]:
         """The plan of least cost that the search can reach, and its cost."""
@@ -69,11 +95,10 @@ class Searcher:
         try:
             search.run(0.0)
         except SearchInfeasibleError as error:
-            assert self._evaluator is not None
             result = SearchResult(
                 dense=self._job.shape,
                 shape=error.shape,
-                orders=self._evaluator.orders,
+                orders=search.orders,
                 history=(),
                 perplexity=error.perplexity,
                 dense_perplexity=0.0,
@@ -85,44 +110,38 @@ class Searcher:
                 block_evaluations=0,
                 plain_evaluations=0,
             )
-            return self._made(result), error.lowest_cost
+            return self.made(result), error.lowest_cost
         raise AssertionError("a model of no cost was found")
 
-    def pruned(self, plan: PrunePlan) -> tuple[Any, Any, ModelShape]:
-        """The physically smaller model, its tokenizer and its shape."""
-        model = prune_model(load_model(self._job.source), plan)
-        return model, load_tokenizer(self._job.source), plan.target
+    def pruned(self, plan: PrunePlan, name: str) -> tuple[Any, Any, ModelShape]:
+        """The physically smaller model, its tokenizer and its shape; its checkpoint is kept for the delivery."""
+        job, tokenizer = self._job, load_tokenizer(self._job.source)
+        title = f"{name}: fitting what stays to what goes" if plan.compensated else f"{name}: cutting"
+        with job.progress.phase(title) as phase:
+            model = realise(job.source, plan, job.calibration.tokens, progress=phase.update)
+            save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored_dtype(job.source))
+        if plan.compensated and plan.calibration_digest != job.calibration.digest:
+            job.progress.note("note: this plan was made with another calibration text than it is compensated with")
+        return model, tokenizer, plan.target
 
     def release(self) -> None:
         """Frees the model; the next plan loads it again."""
-        self._search = self._evaluator = None
+        self._search = None
         free_memory()
 
-    def _ready(self) -> MultiPruner:
+    def _ready(self) -> Search:
         if self._search is None:
-            job, settings = self._job, self._job.request.search
-            with job.progress.phase("preparing the search"):
-                self._evaluator = Evaluator(load_model(job.source), job.calibration.tokens)
-                self._search = MultiPruner(
-                    self._evaluator,
-                    cost=self._cost,
-                    cost_unit=self._unit,
-                    distribution=settings.distribution,
-                    mlp_group=settings.mlp_group or default_group(job.shape, job.profile.width_multiple),
-                    kv_group=settings.kv_group,
-                    rule="perplexity" if self._unit == "parameters" else "price",
-                    lazy=self._unit != "parameters",
-                    journal=JournalFile(self._journal, job.source_digest, job.calibration.digest),
+            with self._job.progress.phase("preparing the search") as phase:
+                self._search = build_search(
+                    self._job, cost=self._cost, unit=self._unit, journal=self._journal, progress=phase.update
                 )
+                release_pages(self._job.source)
         return self._search
 
-    def _made(self, result: SearchResult) -> PrunePlan:
-        return make_plan(
-            result,
-            source=self._job.request.model,
-            source_digest=self._job.source_digest,
-            calibration_digest=self._job.calibration.digest,
-        )
+
+def checkpoint_of(job: Job, name: str) -> Path:
+    """Where the checkpoint of a built plan is kept, beside its exports."""
+    return job.work / name / CHECKPOINT_FOLDER
 
 
 def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:
@@ -140,11 +159,3 @@ def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:
     if not plan.target.attention_layers:
         raise BadInputError(f"plan {path} leaves no attention: keep at least one KV group in one layer")
     return plan
-
-
-def default_group(shape: ModelShape, multiple: int) -> int:
-    """MLP channels removed at once: about a twelfth of the width, in the device's multiple where that fits."""
-    width = max(layer.mlp_width for layer in shape.layers)
-    step = max(1, width // _MLP_STEPS)
-    unit = multiple if multiple and step >= multiple else 1 << max(0, step.bit_length() - 1)
-    return max(1, round(step / unit) * unit)

@@ -28,7 +28,7 @@ def single(workshop: Workshop) -> Outcome:
         )
     outcome = workshop.closing(proposal, ()) if job.measured else _predicted(workshop, proposal)
     if target.metric == "parameters":
-        return replace(outcome, limit=target.limit or 0.0, figure=proposal.plan.ratio)
+        return replace(outcome, limit=target.limit or 0.0, figure=proposal.plan.ratio, speedups=())
     if outcome.figure > outcome.limit:
         raise InfeasibleError(
             f"the plan gives {show(target, outcome.figure)}, the limit is {show(target, outcome.limit)}: "

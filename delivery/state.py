@@ -20,10 +20,11 @@ from prune_export.records import digest, from_json, to_json
 
 @dataclass(frozen=True)
 class KnownTrial:
-    """A plan that was built and measured: figures in the target metric's unit."""
+    """A plan that was built and measured: figures in the target metric's unit, `base` of the dense model beside it."""
 
     measured: float
     limit: float
+    base: float
     perplexity: float
 
 

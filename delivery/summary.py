@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prune_export.benchmark.compare import paired_ratio
 from prune_export.evaluate import provenance
 from prune_export.manifest import REPORT_FILE, Candidate, Manifest
 from prune_export.target import Target
@@ -58,20 +59,41 @@ def table(manifest: Manifest) -> str:
 
 
 def claim(manifest: Manifest) -> str:
-    """ "met: measured tpot p90 0.71 ms <= 0.75 ms", or the same as predicted."""
+    """ "met: measured tpot p90 0.71 ms <= 0.75 ms", or the same as predicted; for a speed-up the factor too."""
     target = manifest.target
     word = "met" if manifest.met else "not met"
     if target.metric == "parameters":
         return f"{word}: {manifest.figure:.1%} of the parameters removed >= {manifest.limit:.1%}"
     show = format_bytes if target.metric == "memory" else format_duration
     statistic = "" if target.metric == "memory" else f" {target.statistic}"
-    text = f"{word}: {manifest.claim} {target.metric}{statistic} {show(manifest.figure)} <= {show(manifest.limit)}"
+    what = f"{target.metric}{statistic}"
     if manifest.claim == "predicted":
         word = "would meet" if manifest.met else "would miss"
-        text = (
-            f"predicted, not measured: {target.metric}{statistic} {show(manifest.figure)} {word} {show(manifest.limit)}"
-        )
+        text = f"predicted, not measured: {what} {show(manifest.figure)} {word} {show(manifest.limit)}"
+    else:
+        text = f"{word}: measured {what} {show(manifest.figure)} <= {show(manifest.limit)}"
+    if manifest.speedups:
+        text += _paired(manifest, what)
     return text + _against_dense(manifest)
+
+
+def _paired(manifest: Manifest, what: str) -> str:
+    """What a measured speed-up's figure and limit are: those of the deciding round."""
+    factor, speedups = manifest.target.speedup, manifest.speedups
+    assert factor is not None
+    dense = manifest.limit * factor
+    reached = dense / manifest.figure
+    relation = ">=" if manifest.met else "<"
+    return (
+        f"\n{reached:.{_places(reached, factor)}f}x {relation} {factor:g}x, the median of {len(speedups)} paired "
+        f"rounds ({min(speedups):.2f}x to {max(speedups):.2f}x): {what} {format_duration(manifest.figure)} against "
+        f"{format_duration(dense)} of dense {manifest.precision} in the same round"
+    )
+
+
+def _places(value: float, limit: float) -> int:
+    """Decimals that show on which side of the limit a value lies."""
+    return next((places for places in (2, 3, 4) if round(value, places) != round(limit, places)), 5)
 
 
 def timed_metric(target: Target) -> str:
@@ -89,20 +111,33 @@ def speed(candidate: Candidate, metric: str, statistic: str) -> float | None:
 def _against_dense(manifest: Manifest) -> str:
     metric, statistic = timed_metric(manifest.target), manifest.target.statistic
     delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
-    dense = {item.precision: speed(item, metric, statistic) for item in manifest.candidates if item.name == "dense"}
-    own, figure = dense.get(delivered.precision), speed(delivered, metric, statistic)
-    known = {precision: value for precision, value in dense.items() if value is not None}
-    if delivered.name == "dense" or own is None or figure is None:
+    if delivered.name == "dense":
         return ""
-    fastest = min(known, key=lambda precision: known[precision])
-    text = f"\n{own / figure:.2f}x the speed of dense {delivered.precision}"
+    factors = {
+        item.precision: factor
+        for item in manifest.candidates
+        if item.name == "dense" and (factor := _factor(item, delivered, metric, statistic)) is not None
+    }
+    if delivered.precision not in factors:
+        return ""
+    fastest = min(factors, key=lambda precision: factors[precision])
+    text = f"\n{factors[delivered.precision]:.2f}x the speed of dense {delivered.precision}"
     if fastest != delivered.precision:
-        text += f", {known[fastest] / figure:.2f}x that of the fastest dense precision, {fastest}"
-        if figure > known[fastest]:
+        text += f", {factors[fastest]:.2f}x that of the fastest dense precision, {fastest}"
+        if factors[fastest] < 1:
             text += f": dense {fastest} is faster, consider --precision {fastest}"
     else:
         text += ", which is the fastest dense precision"
     return text
+
+
+def _factor(dense: Candidate, delivered: Candidate, metric: str, statistic: str) -> float | None:
+    """How many times faster the delivered one is: the median of the rounds that ran in turns, else by prediction."""
+    one, other = dense.measurement, delivered.measurement
+    if one is not None and other is not None and len(one.load_s) == len(other.load_s):
+        return paired_ratio(one, other, metric, statistic).ratio
+    own, theirs = speed(delivered, metric, statistic), speed(dense, metric, statistic)
+    return theirs / own if own and theirs else None
 
 
 def _row(candidate: Candidate, metric: str) -> tuple[str, ...]:

@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from prune_export.delivery.ir_checks import compare, score_ir
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import ParityError
-from prune_export.evaluate import ir_nll, torch_nll
+from prune_export.evaluate import torch_nll
+from prune_export.export.gate import parity_record
 from prune_export.export.openvino_ir import export_openvino
-from prune_export.export.parity import (
-    check_against,
-    greedy_tokens_of,
-    ir_greedy_agreement,
-    parity_record,
-    torch_reference,
-)
+from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.export.weights import compress
 from prune_export.manifest import ParityRecord
 from prune_export.shape import ModelShape
@@ -71,17 +68,19 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
     plain = job.work / name / "fp32"
     prompt = greedy_prompt(job)
     size = job.shape.parameters()
+    model, tokenizer, shape = make()
     with job.progress.phase(f"{name}: exporting to OpenVINO", expected_s=2 + size * _EXPORT_S):
-        model, tokenizer, shape = make()
         export_openvino(model, tokenizer, plain)
     with job.progress.phase(f"{name}: parity with torch", expected_s=2 + size * _PARITY_S):
-        reference = torch_reference(model)
+        saved = plain / "reference.npz"
+        torch_reference(model).save(saved)
         expected = greedy_tokens_of(model, prompt, new_tokens=min(_GREEDY_TOKENS, shape.context - len(prompt)))
         (reference_nll,) = torch_nll(model, job.evaluation[:1])
         # The model and the compiled IR are never in memory together.
         del model
         free_memory()
-        errors, tolerance = check_against(reference, plain)
+        errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
+        saved.unlink()
     record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0)
     made = Build({}, {"": record}, plain, tuple(expected), reference_nll)
     for precision in precisions:
@@ -107,10 +106,17 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
         with job.progress.phase(f"{name}: compressing weights to {precision}", expected_s=expected_s):
             compress(made.plain, directory, precision=precision, group_size=job.profile.int4_group)
     with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
-        agreement = ir_greedy_agreement(directory, greedy_prompt(job), made.expected, precision=precision)
-        threads = job.threads if job.measured else 0
-        nll = ir_nll(directory, job.evaluation, precision=precision, threads=threads, progress=job.progress)
-    free_memory()
+        agreement, nll = score_ir(
+            directory,
+            precision=precision,
+            prompt=greedy_prompt(job).tolist(),
+            expected=made.expected,
+            windows=job.evaluation,
+            gate_threads=torch.get_num_threads(),
+            score_threads=job.threads if job.measured else 0,
+            progress=job.progress,
+            scratch=job.work,
+        )
     gate = next(iter(made.parity.values()))
     error = nll[0] - made.reference_nll
     check_nll(error, precision=precision, name=name)

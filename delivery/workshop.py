@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from prune_export.delivery.bench import figure, measured
+from prune_export.delivery.bench import figure, measured, verdict
 from prune_export.delivery.correction import Proposal
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
@@ -31,6 +31,7 @@ class Outcome:
         parity: of the delivered one.
         limit: in the metric's unit.
         figure: of the delivered one.
+        speedups: of a measured speed-up in each paired round.
         rounds: what the loop tried.
         predictions: predicted latency of each variant by (name, precision), where nothing was measured.
         finish: to be called once the artifact is out: nothing is left to resume.
@@ -42,6 +43,7 @@ class Outcome:
     parity: ParityRecord
     limit: float
     figure: float
+    speedups: tuple[float, ...] = ()
     rounds: tuple[Round, ...] = ()
     predictions: dict[tuple[str, str], float] | None = None
     finish: Callable[[], None] | None = None
@@ -87,8 +89,9 @@ class Workshop:
             number = self._numbers.setdefault(proposal.key, len(self._numbers) + 1)
             self.searcher.release()
             self.job.progress.note(f"plan {number}: {proposal.plan.ratio:.1%} of the parameters removed")
+            name = f"pruned-{number}"
             self._builds[proposal.key] = build(
-                self.job, f"pruned-{number}", lambda: self.searcher.pruned(proposal.plan), (self.precision,)
+                self.job, name, lambda: self.searcher.pruned(proposal.plan, name), (self.precision,)
             )
         return self._builds[proposal.key]
 
@@ -117,30 +120,26 @@ class Workshop:
         pruned = self.all_precisions(self.built(proposal))
         main = pruned.variants[self.precision]
         shown = [*self.dense.variants.values(), *pruned.variants.values()]
-        ordered = [self.baseline, *(item for item in shown if item not in (self.baseline, main)), main]
+        # The two that a speed-up compares run one right after the other.
+        ordered = [self.baseline, main, *(item for item in shown if item not in (self.baseline, main))]
         results = measured(self.job, ordered, title="closing measurement, all side by side", sample_memory=True)
         found = {(result.name, result.precision): result for result in results}
-        limit = self.limit(found["dense", self.precision])
-        delivered = found["pruned", self.precision]
+        base, delivered = found["dense", self.precision], found["pruned", self.precision]
         if self.target.speedup is None and self.target.metric != "parameters":
-            meeting = [item for item in results if item.name == "pruned" and figure(self.job, item) <= limit]
+            pruned_ones = [item for item in results if item.name == "pruned"]
+            meeting = [item for item in pruned_ones if verdict(self.job, base, item).met]
             delivered = min(meeting, key=lambda item: item.perplexity, default=delivered)
+        found_of_it = verdict(self.job, base, delivered)
         return Outcome(
             variants=tuple(found[item.name, item.precision] for item in shown),
             delivered=delivered,
             plan=proposal.plan,
             parity=pruned.parity[delivered.precision],
-            limit=limit,
-            figure=figure(self.job, delivered),
+            limit=found_of_it.limit,
+            figure=found_of_it.figure,
+            speedups=found_of_it.speedups,
             rounds=rounds,
         )
-
-    def limit(self, base: Variant) -> float:
-        """The limit in force, given the dense model as measured (or predicted) beside the candidate."""
-        if self.target.speedup is not None:
-            return figure(self.job, base) / self.target.speedup
-        assert self.target.limit is not None
-        return self.target.limit
 
     def infeasible(self, limit: float) -> InfeasibleError:
         """The error that says how far the model can go, measured where possible, and what quality that costs."""

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.export.checks import Step
-from prune_export.export.files import MODEL_XML
+from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export.quiet import quiet
+from prune_export.files import release_pages
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -33,6 +34,21 @@ class Runner(Protocol):
         ...
 
 
+def open_runner(directory: Path, *, precision: str, threads: int = 0) -> Runner:
+    """The runner for the model file in `directory`.
+
+    Args:
+        directory: holds openvino_model.xml or model.onnx.
+        precision: of the weights; an ONNX file says all of it itself.
+        threads: threads of the runtime; 0 leaves the choice to it.
+    """
+    if not (directory / MODEL_ONNX).is_file():
+        return IrRunner(directory, precision=precision, threads=threads)
+    from prune_export.export.onnx_runner import OnnxRunner
+
+    return OnnxRunner(directory, threads=threads)
+
+
 class IrRunner:
     """A compiled stateful IR on the CPU, its KV cache inside.
 
@@ -49,6 +65,7 @@ class IrRunner:
         properties |= FP32_PROPERTIES if precision == "fp32" else {}
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)
+        release_pages(directory)  # the compiled model has its own copy of most weights
         self._names = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()
 

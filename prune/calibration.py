@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from prune_export.errors import BadInputError
 from prune_export.shape import ModelShape
 
 _LENGTH = 512
@@ -14,6 +17,9 @@ _MIN_TOKENS = 512
 _MAX_TOKENS = 16384
 # Candidates that a lazy step scores, as observed on a trained 5M-parameter Llama, rounded up.
 _LAZY_SCORES = 4
+_FAST_LENGTH = 128
+_FAST_PER_CHANNEL = 96
+_FAST_LEAST, _FAST_MOST = 16384, 65536
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,13 @@ class CalibrationTokens:
         tokens: [N, T], N sequences of T tokens.
         digest: sha256 of `tokens`.
         description: where they come from, in words.
+        width_tokens: [N, T] that widths are scored on, or None for the same.
     """
 
     tokens: NDArray[np.int64]
     digest: str
     description: str
+    width_tokens: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ def default_size(
     distribution: tuple[float, float, float] = (44, 52, 4),
     mlp_group: int | None = None,
     lazy: bool = False,
+    evaluations: int = 0,
 ) -> CalibrationSize:
     """Calibration size with which a search costs about `flops`, between 512 and 16384 tokens.
 
@@ -64,11 +73,38 @@ def default_size(
         distribution: shares of blocks, MLP channels and KV groups in what is removed.
         mlp_group: channels a step of the MLP stage; a twelfth of the width unless told.
         lazy: the search is lazy.
+        evaluations: whole models that the search scores beside that.
     """
-    wanted = flops / search_flops(shape, ratio=ratio, distribution=distribution, mlp_group=mlp_group, lazy=lazy)
+    each = search_flops(shape, ratio=ratio, distribution=distribution, mlp_group=mlp_group, lazy=lazy)
+    wanted = flops / (each + evaluations * 2.0 * shape.parameters())
     tokens = int(min(_MAX_TOKENS, max(_MIN_TOKENS, wanted)))
     length = min(_LENGTH, shape.context, tokens)
     return CalibrationSize(windows=max(1, tokens // length), length=length)
+
+
+def default_fast_size(shape: ModelShape, *, flops: float = 6e13) -> CalibrationSize:
+    """Calibration size of the fast search with compensation.
+
+    As many tokens as its fits profit from, fewer where that would cost more than about `flops`, in windows short enough
+    that many places of the text are seen.
+
+    Args:
+        shape: the dense model.
+        flops: floating-point operations that the passes may take: about six a parameter and token for each of the dense
+            pass, the dense and the pruned walk.
+    """
+    widest = max(
+        max(layer.mlp_width, layer.query_heads * shape.head_dim, layer.mixer_width * _unit_columns(shape))
+        for layer in shape.layers
+    )
+    affordable = int(flops / (12.0 * shape.parameters()))
+    tokens = max(_FAST_LEAST, min(_FAST_PER_CHANNEL * widest, _FAST_MOST, affordable))
+    length = min(_FAST_LENGTH, shape.context)
+    return CalibrationSize(windows=max(1, tokens // length), length=length)
+
+
+def _unit_columns(shape: ModelShape) -> int:
+    return shape.mixer.unit_columns if shape.mixer is not None else 1
 
 
 def search_flops(
@@ -85,6 +121,8 @@ def search_flops(
     number of steps is the stage's share of the removed parameters over the size of one step.  A lazy search scores all
     candidates once and then a few a step.
     """
+    if shape.mixer_layers:
+        return _mixer_flops(shape, ratio)
     live = [layer for layer in shape.layers if layer.kv_heads and layer.mlp_width]
     if not live:
         return 2.0 * shape.vocab_size * shape.hidden_size
@@ -102,3 +140,24 @@ def search_flops(
     head = shape.vocab_size * shape.hidden_size
     layers = len(shape.layers) * (attention + mlp)
     return evaluations * 2.0 * (layers / 2 + head)
+
+
+def _mixer_flops(shape: ModelShape, ratio: float) -> float:
+    """The same for a state-space model, as if whole mixers or their recurrences were removed."""
+    mixers = [shape.layers[index] for index in shape.mixer_layers]
+    layers = sum(shape.mixer_parameters(layer.mixer_width, layer.state_size) for layer in mixers)
+    steps = max(1.0, ratio * shape.parameters() * len(mixers) / layers)
+    return 2.0 * len(mixers) * steps * 2.0 * (layers / 2 + shape.vocab_size * shape.hidden_size)
+
+
+def spread_windows(windows: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Whole windows of [N, T], evenly spread over them, that hold about `wanted` tokens; at least one.
+
+    Raises:
+        BadInputError: nothing to choose from.
+    """
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise BadInputError(f"calibration tokens have shape {[count, length]}: a sequence of 2 tokens is needed")
+    number = min(count, max(1, math.ceil(wanted / length)))
+    return windows[torch.linspace(0, count - 1, number).round().long().unique()]

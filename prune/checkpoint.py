@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from prune_export.prune import modeling
-from prune_export.prune.families import family_of, is_pruned
+from prune_export.prune.families import family_of, is_pruned, pruned_module
 from prune_export.prune.loading import CONFIG, GENERATION_CONFIG, load_model
 from prune_export.prune.quiet import quiet
+from prune_export.prune.remote import copy_remote_code, is_remote
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.surgery import AUTO_MODULE
 
@@ -22,7 +22,7 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path, *, dtype: torch
     """Writes a model and its tokenizer so that `load` and `AutoModelForCausalLM.from_pretrained` read them.
 
     Tensor names are the family's own.  A pruned model's directory also gets the file that defines its classes, so it
-    loads with `trust_remote_code=True` where this package is not installed.
+    loads with `trust_remote_code=True` where this package is not installed.  Code that came with a model goes along.
 
     Args:
         model: a model of a supported family, dense or pruned.
@@ -38,17 +38,19 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path, *, dtype: torch
         _write_json(directory / GENERATION_CONFIG, json.loads(model.generation_config.to_json_string()))
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-    if is_pruned(model.config):
-        shutil.copyfile(modeling.__file__, directory / f"{AUTO_MODULE}.py")
+    if is_remote(family_of(model.config)):
+        copy_remote_code(model, directory, AUTO_MODULE)
+    elif is_pruned(model.config):
+        shutil.copyfile(str(pruned_module(family_of(model.config)).__file__), directory / f"{AUTO_MODULE}.py")
 
 
-def load(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(directory: Path | str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
     """The model that `save_checkpoint` wrote, or any dense checkpoint of a supported family.
 
     Raises:
         BadInputError: as `load_model`.
     """
-    return load_model(Path(directory), dtype=dtype)
+    return load_model(Path(directory), dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _state(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -62,6 +64,8 @@ def _config_data(model: Any, dtype: torch.dtype) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     data["dtype"] = str(dtype).removeprefix("torch.")
     data["architectures"] = [type(model).__name__]
+    if not is_pruned(model.config) and not is_remote(family_of(model.config)):
+        data.pop("auto_map", None)  # names code that once came with the checkpoint and is not used here
     return data
 
 

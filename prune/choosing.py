@@ -7,40 +7,68 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from prune_export.prune.candidates import Change, Structure
+from prune_export.prune.candidates import Change, Part, Structure
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A candidate with its score (lower is better) and what the model becomes with it."""
+    """A candidate with its score (lower is better) and what the model becomes with it.
+
+    `exact` is False where scoring stopped early, since a better candidate was known; `score` is then a lower bound.
+    """
 
     change: Change
     score: float
     structure: Structure
     log_perplexity: float
     cost: float
+    exact: bool = True
 
 
 Candidates: TypeAlias = list[tuple[Change, Structure]]
-Evaluate: TypeAlias = Callable[[Change, Structure, float], Pick]
+# Change, structure after it, share of the candidates done, best pick so far (which the candidate may be dropped for).
+Evaluate: TypeAlias = Callable[[Change, Structure, float, Pick | None], Pick]
+LastScores: TypeAlias = dict[tuple[int, Part], float]
 
 
-def full_scan(candidates: Candidates, evaluate: Evaluate) -> Pick | None:
+def full_scan(
+    candidates: Candidates, evaluate: Evaluate, *, last: LastScores | None = None, any_order: bool = True
+) -> Pick | None:
     """The candidate with the lowest score; the first one of equals in the order given.  None if no score is finite.
+
+    The order of visits does not change the choice, only how early hopeless candidates can be dropped.
 
     Args:
         candidates: changes and the structures that they lead to, in canonical order.
-        evaluate: gives the pick; its third argument is the share of candidates done.
+        evaluate: gives the pick.
+        last: score of each sub-block's candidate in the step before; updated.  The best of them is visited first.
+        any_order: whether jumping along the residual stream costs nothing; if not, only the best comes out of turn.
     """
-    picks: dict[Change, Pick] = {}
-    # Along the residual stream, so that recomputed states serve the next candidate.
-    for done, (change, after) in enumerate(sorted(candidates, key=lambda item: item[0].block)):
-        picks[change] = evaluate(change, after, done / len(candidates))
-    best = None
-    for change, _ in candidates:
-        if math.isfinite(picks[change].score) and (best is None or picks[change].score < best.score):
-            best = picks[change]
+    last = {} if last is None else last
+    canonical = {change: index for index, (change, _) in enumerate(candidates)}
+    best: Pick | None = None
+    for done, (change, after) in enumerate(_visits(candidates, last, any_order)):
+        pick = evaluate(change, after, done / len(candidates), best)
+        last[change.layer, change.part] = pick.score
+        if not pick.exact or not math.isfinite(pick.score):
+            continue
+        if best is None or (pick.score, canonical[change]) < (best.score, canonical[best.change]):
+            best = pick
     return best
+
+
+def _visits(candidates: Candidates, last: LastScores, any_order: bool) -> Candidates:
+    """Promising candidates first; those without a last score from the end, where their evaluation is shortest."""
+
+    def hope(item: tuple[Change, Structure]) -> tuple[float, int]:
+        change = item[0]
+        return last.get((change.layer, change.part), -math.inf), -change.block
+
+    if any_order or not candidates:
+        return sorted(candidates, key=hope)
+    first = min(candidates, key=hope)
+    # Along the residual stream, so that recomputed states serve the next candidate.
+    return [first, *sorted((item for item in candidates if item is not first), key=lambda item: item[0].block)]
 
 
 def lazy_scan(candidates: Candidates, evaluate: Evaluate, known: dict[Change, float]) -> Pick | None:
@@ -60,7 +88,7 @@ def lazy_scan(candidates: Candidates, evaluate: Evaluate, known: dict[Change, fl
     for change, after in sorted(candidates, key=lambda item: (known.get(item[0], -math.inf), item[0].block)):
         if best is not None and known.get(change, -math.inf) > best.score:
             break
-        pick = evaluate(change, after, 0.0)
+        pick = evaluate(change, after, 0.0, None)
         known[change] = pick.score
         if math.isfinite(pick.score) and (
             best is None or (pick.score, order[change]) < (best.score, order[best.change])

@@ -1,4 +1,7 @@
-"""A decoder's sub-blocks as functions of the residual stream, at any width."""
+"""A Llama-like decoder's sub-blocks as functions of the residual stream, at any width.
+
+Widths are slices of sorted weights, so a smaller one takes less time.  `LayerRunner` does the same for every family.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,11 @@ class Decoder:
         normed = self._model.get_submodule(self._family.final_norm)(rows)
         scores: torch.Tensor = self._model.get_submodule(self._family.head)(normed).float()
         return scores
+
+    def changes(self, block: int, structure: Structure) -> bool:
+        """Whether `run_block` returns anything else than its input."""
+        layer = structure[block // 2]
+        return bool(layer.mlp_width if block % 2 else layer.kv_heads)
 
     def run_block(self, hidden: torch.Tensor, block: int, structure: Structure) -> torch.Tensor:
         """hidden [B, T, D] through sub-block `block` (2 i: attention, 2 i + 1: MLP of layer i) at its width."""

@@ -7,14 +7,17 @@ replays the same decisions without evaluating anything twice.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.prune.candidates import Structure
+from prune_export.prune.evaluator import Score
+from prune_export.shape import LayerShape
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class JournalFile:
 
 
 class Journal:
-    """Log perplexity of each structure evaluated so far.
+    """Score of each structure evaluated so far; lower bounds of candidates that were dropped are marked as such.
 
     Args:
         file: or None for memory only.
@@ -44,7 +47,7 @@ class Journal:
     """
 
     def __init__(self, file: JournalFile | None, settings: dict[str, Any]) -> None:
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, Score] = {}
         self._path = None if file is None else file.path
         if file is not None:
             header = {
@@ -58,15 +61,17 @@ class Journal:
     def __len__(self) -> int:
         return len(self._scores)
 
-    def get(self, structure: Structure) -> float | None:
-        """The structure's log perplexity, if it is known."""
-        return self._scores.get(_key(structure))
+    def get(self, structure: Structure, tokens: str = "") -> Score | None:
+        """The structure's score on the calibration set named `tokens`, if it is known."""
+        return self._scores.get(_key(structure, tokens))
 
-    def put(self, structure: Structure, log_perplexity: float) -> None:
+    def put(self, structure: Structure, score: Score, tokens: str = "") -> None:
         """Remembers a score and writes it out at once."""
-        self._scores[_key(structure)] = log_perplexity
+        key = _key(structure, tokens)
+        self._scores[key] = score
         if self._path is not None:
-            self._append({"structure": _key(structure), "log_perplexity": repr(log_perplexity)})
+            bound = {} if score.exact else {"at_least": True}
+            self._append({"structure": key, "log_perplexity": repr(score.log_perplexity), **bound})
 
     def _open(self, path: Path, header: dict[str, Any]) -> None:
         text = ""
@@ -75,7 +80,7 @@ class Journal:
                 text = path.read_text(encoding="utf8")
                 # A kill in the middle of a write leaves a last line without its end.
                 text = text[: text.rfind("\n") + 1]
-                path.write_text(text, encoding="utf8")
+                os.truncate(path, len(text.encode()))
         except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(f"journal {path} cannot be read: {error}") from None
         if not text:
@@ -83,8 +88,10 @@ class Journal:
             return
         try:
             first, *rest = [json.loads(line) for line in text.splitlines()]
-            self._scores = {entry["structure"]: float(entry["log_perplexity"]) for entry in rest}
-        except (ValueError, TypeError, KeyError):
+            self._scores = {
+                entry["structure"]: Score(float(entry["log_perplexity"]), not entry.get("at_least")) for entry in rest
+            }
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise BadInputError(f"journal {path} is damaged: delete it to start the search anew") from None
         self._check(path, first, header)
 
@@ -106,5 +113,11 @@ class Journal:
             raise BadInputError(f"journal {self._path} cannot be written: {error.strerror}") from None
 
 
-def _key(structure: Structure) -> str:
-    return ";".join(f"{layer.kv_heads},{layer.mlp_width}" for layer in structure)
+def _key(structure: Structure, tokens: str) -> str:
+    sizes = ";".join(",".join(map(str, _sizes(layer))) for layer in structure)
+    return f"{tokens} {sizes}" if tokens else sizes
+
+
+def _sizes(layer: LayerShape) -> tuple[int, ...]:
+    mixer = (layer.mixer_width, layer.state_size) if layer.mixer_width else ()
+    return (layer.kv_heads, layer.mlp_width, *mixer)

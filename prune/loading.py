@@ -1,8 +1,8 @@
 """Reading checkpoints: where they are, whether they can be used, and the model in memory.
 
-Weights come from safetensors files only, tensor by tensor through a memory map; nothing that a checkpoint brings along
-is executed.  Every tensor that the architecture needs must be there with the right shape and finite values: nothing is
-ever silently initialised.
+Weights come from safetensors files only, tensor by tensor through a memory map; no code that a checkpoint brings along
+is executed unless the caller allows it.  Every tensor that the architecture needs must be there with the right shape
+and finite values: nothing is ever silently initialised.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from prune_export.errors import BadInputError
-from prune_export.files import sha256
-from prune_export.prune import modeling
-from prune_export.prune.families import Family, family_of, is_pruned
+from prune_export.files import release_pages, sha256
+from prune_export.prune.families import Family, family_of, is_pruned, pruned_classes, stock_classes
 from prune_export.prune.quiet import quiet
+from prune_export.prune.remote import is_remote, remote_config, remote_model
 from prune_export.prune.shapes import model_shape
 
 CONFIG = "config.json"
@@ -30,10 +30,12 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 _PIECE = 1 << 20
+# Ends of the names of buffers in older checkpoints: rotary frequencies and causal masks.
+_RECOMPUTED = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(directory: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
     """The causal language model in a directory, dense or pruned by this package, in evaluation mode on the CPU.
 
     Weights stored in `dtype` are used through the memory map; others are converted one at a time.
@@ -41,22 +43,26 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     Args:
         directory: holds config.json and safetensors weights.
         dtype: of the parameters in memory.
+        trust_remote_code: run the code that the directory brings along, for the families that are not in
+            `transformers`; never used for the others.
 
     Raises:
-        BadInputError: missing or broken files, an unsupported architecture, missing or surplus tensors, wrong shapes,
-            values that are not finite.
+        BadInputError: missing or broken files, code that may not run, an unsupported architecture, missing or surplus
+            tensors, wrong shapes, values that are not finite.
     """
-    config = load_config(directory)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
     model = empty_model(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model_shape(config).tied_embeddings
-    head = f"{family_of(config).head}.weight"
+    family = family_of(config)
+    head = f"{family.head}.weight"
     if tied:
         del expected[head]
     state = {}
-    for name, tensor in _tensors(directory):
-        if name.endswith("rotary_emb.inv_freq") or (tied and name == head):
-            continue  # recomputed from the configuration; the same tensor as the embedding table
+    for stored, tensor in _tensors(directory):
+        name = _current_name(stored, family, expected)
+        if name.endswith(_RECOMPUTED) or (tied and name == head):
+            continue  # made from the configuration; the same tensor as the embedding table
         _check_tensor(directory, name, tensor, expected)
         state[name] = tensor.to(dtype)
     if missing := sorted(expected.keys() - state.keys()):
@@ -65,12 +71,13 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
             f"{missing[0]}: the checkpoint is incomplete, download it again"
         )
     fill(model, state)
+    release_pages(directory)  # every value was looked at once; what the model uses comes back as it is used
     with quiet():
         model.generation_config = _generation_config(directory, config)
     return model
 
 
-def load_config(directory: Path) -> Any:
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration in a directory, as an object of its family's class.
 
     Raises:
@@ -80,10 +87,13 @@ def load_config(directory: Path) -> Any:
     family = family_of(data)
     if "quantization_config" in data:
         raise BadInputError(f"{directory} holds quantized weights, pruning needs plain ones: use the original model")
-    source, name = (modeling, family.pruned_config_class) if is_pruned(data) else (transformers, family.config_class)
     try:
         with quiet():
-            config = getattr(source, name).from_dict(data)
+            if is_remote(family):
+                config = remote_config(directory, family, trust_remote_code=trust_remote_code)
+            else:
+                config_class, _ = pruned_classes(family) if is_pruned(data) else stock_classes(family)
+                config = config_class.from_dict(data)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise BadInputError(f"{directory / CONFIG} is not valid for {family.name}: {_one_line(error)}") from None
     model_shape(config)
@@ -91,11 +101,14 @@ def load_config(directory: Path) -> Any:
 
 
 def empty_model(config: Any) -> Any:
-    """The model of a configuration with parameters on the meta device: shapes without memory."""
+    """The model of a configuration with parameters on the meta device: shapes without memory (but `remote_model`)."""
     family = family_of(config)
-    source, name = (modeling, family.pruned_model_class) if is_pruned(config) else (transformers, family.model_class)
+    if is_remote(family):
+        with quiet():
+            return remote_model(config).eval()
+    _, model_class = pruned_classes(family) if is_pruned(config) else stock_classes(family)
     with quiet(), torch.device("meta"):
-        return getattr(source, name)(config).eval()
+        return model_class(config).eval()
 
 
 def fill(model: Any, state: dict[str, torch.Tensor]) -> None:
@@ -109,14 +122,18 @@ def fill(model: Any, state: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(state, strict=False, assign=True)
     if model_shape(model.config).tied_embeddings:
         model.get_submodule(family.head).weight = model.get_submodule(family.embeddings).weight
-    _replace_rotary(model, family)
+    _fill_buffers(model, family)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     assert not left, left
     model.requires_grad_(False)
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a directory.
+
+    Args:
+        directory: holds its files.
+        trust_remote_code: run the code that the directory brings along.
 
     Raises:
         BadInputError: there is none, or it cannot be read.
@@ -129,7 +146,10 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, config=load_config(directory)
+                directory,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                config=load_config(directory, trust_remote_code=trust_remote_code),
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise BadInputError(f"the tokenizer in {directory} cannot be read: {_one_line(error)}") from None
@@ -178,12 +198,17 @@ def _read_config(directory: Path) -> dict[str, Any]:
         what = "is empty" if not any(directory.iterdir()) else f"has no {CONFIG}"
         raise BadInputError(f"model directory {directory} {what}: it must hold {CONFIG}, safetensors and a tokenizer")
     try:
-        data = json.loads(path.read_text(encoding="utf8"))
+        data = json.loads(path.read_text(encoding="utf8"), object_hook=_special_float)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise BadInputError(f"{path} is no table of settings")
     return data
+
+
+def _special_float(item: dict[str, Any]) -> Any:
+    """`transformers` writes numbers that are not finite (Mamba-2's limits) as {"__float__": "Infinity"}."""
+    return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
 def _shards(directory: Path, index: Path) -> list[Path]:
@@ -214,6 +239,12 @@ def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
             raise BadInputError(f"{path} is truncated or damaged: {_one_line(error)}; download it again") from None
 
 
+def _current_name(name: str, family: Family, expected: dict[str, tuple[int, ...]]) -> str:
+    """The name in today's model: checkpoints of a bare decoder, such as GPT-2's, lack the decoder's own name."""
+    base = family.layers.split(".", 1)[0]
+    return f"{base}.{name}" if name not in expected and f"{base}.{name}" in expected else name
+
+
 def _check_tensor(directory: Path, name: str, tensor: torch.Tensor, expected: dict[str, tuple[int, ...]]) -> None:
     if name not in expected:
         raise BadInputError(
@@ -232,10 +263,15 @@ def _check_tensor(directory: Path, name: str, tensor: torch.Tensor, expected: di
         raise BadInputError(f"{directory}: {name} contains NaN or infinite values: the checkpoint is damaged")
 
 
-def _replace_rotary(model: Any, family: Family) -> None:
-    parent, name = family.rotary.rsplit(".", 1)
-    module = model.get_submodule(family.rotary)
-    setattr(model.get_submodule(parent), name, type(module)(config=model.config))
+def _fill_buffers(model: Any, family: Family) -> None:
+    """Computes the buffers that no checkpoint holds: rotary frequencies, Gemma's scale of the embeddings."""
+    if family.rotary is not None:
+        parent, _, name = family.rotary.rpartition(".")
+        module = model.get_submodule(family.rotary)
+        setattr(model.get_submodule(parent), name, type(module)(config=model.config))
+    table = model.get_submodule(family.embeddings)
+    if hasattr(table, "embed_scale"):
+        table.embed_scale = torch.tensor(table.scalar_embed_scale)
 
 
 def _generation_config(directory: Path, config: Any) -> Any:

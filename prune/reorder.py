@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from prune_export.plan import LayerKeep
 from prune_export.prune.families import Family, family_of
+from prune_export.prune.layout import channel_pieces, head_pieces, row_matrix
+from prune_export.prune.mixers import unit_scores
 from prune_export.prune.shapes import model_shape
 from prune_export.shape import LayerShape
 
@@ -24,10 +27,21 @@ class LayerOrder:
     Attributes:
         kv_groups: KV groups (a KV head with its query heads); empty without attention.
         mlp_channels: MLP channels; empty without MLP.
+        mixer_units: units of a state-space mixer; empty without.
     """
 
     kv_groups: tuple[int, ...]
     mlp_channels: tuple[int, ...]
+    mixer_units: tuple[int, ...] = ()
+
+    def kept(self, layer: LayerShape, dense: LayerShape) -> LayerKeep:
+        """What stays of a dense layer that is cut to the sizes of `layer`: the heads of the orders, ascending."""
+        return LayerKeep(
+            kv_groups=tuple(sorted(self.kv_groups[: layer.kv_heads])),
+            mlp_channels=tuple(sorted(self.mlp_channels[: layer.mlp_width])),
+            mixer_units=tuple(sorted(self.mixer_units[: layer.mixer_width])),
+            recurrence=not layer.mixer_width or layer.state_size == dense.state_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,19 +66,26 @@ class LayerWeights:
 def importance_orders(model: Any) -> tuple[LayerOrder, ...]:
     """The order of each layer; the model stays as it is.
 
-    MLP channel score: L1 of its gate row + L1 of its up row.  KV group score: mean over its query rows of L1(q row) +
-    L1(k row, repeated) + L1(v row, repeated).  Equal scores keep the original order.
+    MLP channel score: L1 of its gate row (if there is a gate) + L1 of its up row.  KV group score: mean over its query
+    rows of L1(q row) + L1(k row, repeated) + L1(v row, repeated).  Equal scores keep the original order.
     """
     family, shape = family_of(model.config), model_shape(model.config)
     return tuple(
-        LayerOrder(_kv_order(layer, family, dims, shape.head_dim), _mlp_order(layer, family, dims))
+        LayerOrder(
+            _kv_order(layer, family, dims, shape.head_dim),
+            _mlp_order(layer, family, dims),
+            _mixer_order(layer, family, dims),
+        )
         for layer, dims in zip(model.get_submodule(family.layers), shape.layers, strict=True)
     )
 
 
 def identity_orders(layers: tuple[LayerShape, ...]) -> tuple[LayerOrder, ...]:
     """The orders that move nothing."""
-    return tuple(LayerOrder(tuple(range(layer.kv_heads)), tuple(range(layer.mlp_width))) for layer in layers)
+    return tuple(
+        LayerOrder(tuple(range(layer.kv_heads)), tuple(range(layer.mlp_width)), tuple(range(layer.mixer_width)))
+        for layer in layers
+    )
 
 
 def reordered_weights(model: Any, orders: tuple[LayerOrder, ...]) -> tuple[LayerWeights, ...]:
@@ -120,21 +141,24 @@ def _is_identity(indices: torch.Tensor) -> bool:
 def _mlp_order(layer: Any, family: Family, dims: LayerShape) -> tuple[int, ...]:
     if not dims.mlp_width:
         return ()
-    block = getattr(layer, family.mlp)
-    return _descending(sum(_row_norms(getattr(block, family.projections[name])) for name in ("gate", "up")))
+    pieces = channel_pieces(family, dims)
+    return _descending(sum(_row_norms(layer, family.path("mlp", short))[rows] for short, rows in pieces))
 
 
 def _kv_order(layer: Any, family: Family, dims: LayerShape, head_dim: int) -> tuple[int, ...]:
     if not dims.kv_heads:
         return ()
-    block = getattr(layer, family.attention)
-    q, k, v = (_row_norms(getattr(block, family.projections[name])).view(dims.kv_heads, -1) for name in "qkv")
     # Repeating the k and v rows for each query head does not change their mean.
-    return _descending(q.mean(1) + k.mean(1) + v.mean(1))
+    pieces = head_pieces(family, dims, head_dim)
+    return _descending(sum(_row_norms(layer, family.path("attention", short))[rows].mean(1) for short, rows in pieces))
 
 
-def _row_norms(linear: Any) -> torch.Tensor:
-    norms: torch.Tensor = linear.weight.detach().abs().sum(1, dtype=torch.float64)
+def _mixer_order(layer: Any, family: Family, dims: LayerShape) -> tuple[int, ...]:
+    return _descending(unit_scores(layer.get_submodule(family.mixer), family, dims)) if dims.mixer_width else ()
+
+
+def _row_norms(layer: Any, path: str) -> torch.Tensor:
+    norms: torch.Tensor = row_matrix(layer.get_submodule(path)).abs().sum(1, dtype=torch.float64)
     return norms
 
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from prune_export.errors import InfeasibleError
 from prune_export.plan import PlanStep
 from prune_export.prune.reorder import LayerOrder
-from prune_export.shape import ModelShape
+from prune_export.shape import LayerShape, ModelShape
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A structure that no other one beats both in cost and in calibration perplexity."""
+
+    cost: float
+    perplexity: float
+    layers: tuple[LayerShape, ...]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class SearchResult:
         evaluations: candidates evaluated in this run; those known from before do not count.
         block_evaluations: sub-blocks that were run over all tokens for them.
         plain_evaluations: sub-blocks that full runs would have taken for them.
+        block_tokens: sub-blocks times the tokens that they were run on.
+        head_tokens: tokens that went through the LM head.
+        divergence: predicted KL of the output from the dense model's, in nats a token, where the search predicts it.
+        front: what was traded for what, where the search looks at several costs at once.
     """
 
     dense: ModelShape
@@ -41,8 +54,12 @@ class SearchResult:
     cost_unit: str
     method: str
     evaluations: int
-    block_evaluations: int
+    block_evaluations: float
     plain_evaluations: int
+    block_tokens: int = 0
+    head_tokens: int = 0
+    divergence: float | None = None
+    front: tuple[FrontPoint, ...] = ()
 
 
 class SearchInfeasibleError(InfeasibleError):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
-from prune_export.prune import modeling
 from prune_export.prune.families import Family, family_of
+from prune_export.prune.layout import layer_cuts
 from prune_export.prune.loading import empty_model, fill
-from prune_export.prune.shapes import model_shape
-from prune_export.shape import LayerShape, ModelShape
+from prune_export.prune.remote import pruned_config_class
+from prune_export.prune.shapes import layer_rows, model_shape
+from prune_export.shape import ModelShape
 
 AUTO_MODULE = "modeling_prune_export"
 
@@ -36,7 +36,7 @@ def prune_model(model: Any, plan: PrunePlan) -> Any:
     """
     shape = model_shape(model.config)
     _check_plan(shape, plan)
-    result = empty_model(_pruned_config(model.config, plan))
+    result = empty_model(_pruned_config(model, plan))
     family = family_of(model.config)
     fill(result, _cut_state(model, family, shape, plan))
     result.generation_config = copy.deepcopy(model.generation_config)
@@ -51,21 +51,24 @@ def _check_plan(shape: ModelShape, plan: PrunePlan) -> None:
             f"{len(plan.dense.layers)} layers, {plan.dense.parameters()} parameters); "
             f"this one is {shape.family} with {len(shape.layers)} layers and {shape.parameters()} parameters"
         )
-    if not plan.target.attention_layers:
+    if plan.dense.mixer is None and not plan.target.attention_layers:
         raise BadInputError("the plan removes every attention: keep at least one KV group of one layer")
+    if plan.dense.mixer is not None and not plan.target.mixer_layers:
+        raise BadInputError("the plan removes every mixer: keep at least one unit of one layer")
 
 
-def _pruned_config(config: Any, plan: PrunePlan) -> Any:
+def _pruned_config(model: Any, plan: PrunePlan) -> Any:
+    config = model.config
     if plan.target == plan.dense:
         return copy.deepcopy(config)
     family = family_of(config)
     data = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    data["prune_layers"] = [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in plan.target.layers]
+    data["prune_layers"] = layer_rows(plan.target)
     data["auto_map"] = {
         "AutoConfig": f"{AUTO_MODULE}.{family.pruned_config_class}",
         "AutoModelForCausalLM": f"{AUTO_MODULE}.{family.pruned_model_class}",
     }
-    pruned = getattr(modeling, family.pruned_config_class)(**data)
+    pruned = pruned_config_class(model, family)(**data)
     pruned.architectures = [family.pruned_model_class]
     pruned._attn_implementation = config._attn_implementation
     return pruned
@@ -74,60 +77,35 @@ def _pruned_config(config: Any, plan: PrunePlan) -> Any:
 def _cut_state(model: Any, family: Family, shape: ModelShape, plan: PrunePlan) -> dict[str, torch.Tensor]:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{family.layers}.")}
     for index, layer in enumerate(model.get_submodule(family.layers)):
-        prefix = f"{family.layers}.{index}."
-        cut = _cut_layer(layer, family, shape.layers[index], shape.head_dim, plan.keep[index])
-        state.update({prefix + name: tensor for name, tensor in cut.items()})
+        cut = _cut_layer(layer, family, shape, index, plan.keep[index])
+        state.update({f"{family.layers}.{index}.{name}": tensor for name, tensor in cut.items()})
     return state
 
 
-def _cut_layer(
-    layer: Any, family: Family, dense: LayerShape, head_dim: int, keep: LayerKeep
-) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    if keep.kv_groups:
-        size = dense.query_heads // dense.kv_heads * head_dim
-        query_rows, kv_rows = _rows(keep.kv_groups, size), _rows(keep.kv_groups, head_dim)
-        block = getattr(layer, family.attention)
-        for short, rows in (("q", query_rows), ("k", kv_rows), ("v", kv_rows)):
-            _cut_projection(state, block, f"{family.attention}.", family.projections[short], rows=rows)
-        _cut_projection(state, block, f"{family.attention}.", family.projections["o"], columns=query_rows)
-        state[f"{family.attention_norm}.weight"] = getattr(layer, family.attention_norm).weight.detach()
-    if keep.mlp_channels:
-        block, channels = getattr(layer, family.mlp), torch.tensor(keep.mlp_channels)
-        for short in ("gate", "up"):
-            _cut_projection(state, block, f"{family.mlp}.", family.projections[short], rows=channels)
-        _cut_projection(state, block, f"{family.mlp}.", family.projections["down"], columns=channels)
-        state[f"{family.mlp_norm}.weight"] = getattr(layer, family.mlp_norm).weight.detach()
+def _cut_layer(layer: Any, family: Family, shape: ModelShape, index: int, keep: LayerKeep) -> dict[str, torch.Tensor]:
+    gone, cuts = _gone(family, keep), layer_cuts(layer, family, shape, index, keep)
+    state = {}
+    for name, tensor in layer.state_dict().items():
+        if not f"{name}.".startswith(gone):
+            state[name] = cuts[name].of(tensor) if name in cuts else tensor
     return state
 
 
-def _cut_projection(
-    state: dict[str, torch.Tensor],
-    block: Any,
-    prefix: str,
-    name: str,
-    *,
-    rows: torch.Tensor | None = None,
-    columns: torch.Tensor | None = None,
-) -> None:
-    linear = getattr(block, name)
-    weight, bias = linear.weight.detach(), linear.bias
-    if rows is not None:
-        weight = _select(weight, 0, rows)
-        bias = None if bias is None else _select(bias.detach(), 0, rows)
-    if columns is not None:
-        weight = _select(weight, 1, columns)
-    state[f"{prefix}{name}.weight"] = weight
-    if bias is not None:
-        state[f"{prefix}{name}.bias"] = bias.detach()
-
-
-def _select(tensor: torch.Tensor, dim: int, indices: torch.Tensor) -> torch.Tensor:
-    return tensor if len(indices) == tensor.shape[dim] else tensor.index_select(dim, indices)
-
-
-def _rows(groups: Sequence[int], size: int) -> torch.Tensor:
-    return (torch.tensor(groups)[:, None] * size + torch.arange(size)).reshape(-1)
+def _gone(family: Family, keep: LayerKeep) -> tuple[str, ...]:
+    """Beginnings of the names of a layer's parameters that go with its removed sub-blocks."""
+    paths: list[str] = []
+    if family.mixer:
+        if not keep.mixer_units:
+            paths += [family.mixer, *family.norms("mixer")]
+        elif not keep.recurrence:
+            paths += [f"{family.mixer}.{name}" for name in family.recurrence]
+    else:
+        if not keep.kv_groups:
+            paths += [family.attention, *family.norms("attention")]
+        if not keep.mlp_channels:
+            inner = [family.path("mlp", short) for short in (*family.in_modules, "down")]
+            paths += [*([family.mlp] if family.mlp else inner), *family.norms("mlp")]
+    return tuple(f"{path}." for path in paths)
 
 
 def _check_result(result: Any, target: ModelShape) -> None:

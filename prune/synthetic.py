@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from prune_export.errors import BadInputError
-from prune_export.prune import modeling
-from prune_export.prune.families import FAMILIES, Family
+from prune_export.prune.families import FAMILIES, Family, pruned_classes, stock_classes
+from prune_export.prune.shapes import layer_rows, model_shape, single_projections
 from prune_export.shape import ModelShape
 
 
@@ -27,54 +26,80 @@ def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:
     Raises:
         BadInputError: unknown family, no attention, or biases that the family cannot have.
     """
-    if shape.family not in FAMILIES:
-        raise BadInputError(f'no random model of family "{shape.family}": use one of {", ".join(FAMILIES)}')
+    names = [name for name, row in FAMILIES.items() if row.config_class and not row.mixer]
+    if shape.family not in names:
+        raise BadInputError(f'no random model of family "{shape.family}": use one of {", ".join(names)}')
     if not shape.attention_layers:
         raise BadInputError("no random model without attention: at least one layer needs KV heads")
     family = FAMILIES[shape.family]
-    first = shape.layers[0]
-    dense = first.kv_heads > 0 and first.mlp_width > 0 and set(shape.layers) == {first}
-    # The stock configurations refuse head counts that do not divide the hidden size.
-    dense = dense and shape.hidden_size % first.query_heads == 0
-    source: Any = transformers if dense else modeling
-    config_class = getattr(source, family.config_class if dense else family.pruned_config_class)
-    model_class = getattr(source, family.model_class if dense else family.pruned_model_class)
     settings = _settings(family, shape)
+    dense = _is_dense(family, shape)
     if not dense:
-        settings["prune_layers"] = [[layer.query_heads, layer.kv_heads, layer.mlp_width] for layer in shape.layers]
+        settings["prune_layers"] = layer_rows(shape)
+    config_class, model_class = stock_classes(family) if dense else pruned_classes(family)
+    config = config_class(**settings)
+    if config.pad_token_id is not None and config.pad_token_id >= shape.vocab_size:
+        config.pad_token_id = 0
+    if model_shape(config) != shape:
+        raise BadInputError(f"family {family.name} has no model with {shape}; nearest: {model_shape(config)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = model_class(config_class(**settings))
+        model: PreTrainedModel = model_class(config)
     model.eval()
     return model
 
 
+def _is_dense(family: Family, shape: ModelShape) -> bool:
+    """Whether the family's stock class can have the shape."""
+    first = shape.layers[0]
+    if not first.kv_heads or not first.mlp_width or set(shape.layers) != {first}:
+        return False
+    if family.one_kv_head_each:
+        return first.query_heads * shape.head_dim == shape.hidden_size
+    # The stock configurations refuse head counts that do not divide the hidden size.
+    return shape.hidden_size % first.query_heads == 0
+
+
 def _settings(family: Family, shape: ModelShape) -> dict[str, Any]:
-    biases = set(shape.biases) - set(family.fixed_biases)
-    flags = {flag: set(names) <= biases for flag, names in family.bias_flags.items()}
-    possible = {*family.fixed_biases, *(name for flag in flags if flags[flag] for name in family.bias_flags[flag])}
+    settings = {
+        **_flags(family, shape),
+        **_head_settings(family, shape),
+        "hidden_size": shape.hidden_size,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "max_position_embeddings": shape.context,
+        "num_hidden_layers": len(shape.layers),
+        family.width_setting: max(layer.mlp_width for layer in shape.layers) or shape.hidden_size,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "dtype": "float32",
+    }
+    if family.norm_flag is not None:
+        settings[family.norm_flag] = shape.attention_fixed != 0
+    return settings
+
+
+def _flags(family: Family, shape: ModelShape) -> dict[str, bool]:
+    """The flags that give the projections of `shape` their biases."""
+    fixed = set(single_projections(family.fixed_biases))
+    biases = set(shape.biases) - fixed
+    given = {flag: set(single_projections(names)) for flag, names in family.bias_flags.items()}
+    flags = {flag: names <= biases for flag, names in given.items()}
+    possible = fixed.union(*(given[flag] for flag in flags if flags[flag]))
     if set(shape.biases) != possible:
         raise BadInputError(
             f"family {family.name} has no model with biases {', '.join(shape.biases) or 'nowhere'}; nearest: "
             f"{', '.join(sorted(possible)) or 'nowhere'}"
         )
+    return flags
+
+
+def _head_settings(family: Family, shape: ModelShape) -> dict[str, int]:
+    if family.one_kv_head_each:
+        return {"num_attention_heads": shape.hidden_size // shape.head_dim}
     # Of no effect beside prune_layers, but checked.
     heads, kv_heads = next(
         ((x.query_heads, x.kv_heads) for x in shape.layers if x.kv_heads and shape.hidden_size % x.query_heads == 0),
         (1, 1),
     )
-    return {
-        **flags,
-        "hidden_size": shape.hidden_size,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": shape.tied_embeddings,
-        "max_position_embeddings": shape.context,
-        "num_hidden_layers": len(shape.layers),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": max(layer.mlp_width for layer in shape.layers) or shape.hidden_size,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "dtype": "float32",
-    }
+    return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": shape.head_dim}

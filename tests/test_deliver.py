@@ -19,7 +19,8 @@ import pytest
 
 from prune_export.benchmark.measure import Subject
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, latency
+from prune_export.delivery import bench, ir_checks, latency
+from prune_export.delivery.ir_worker import perform
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.summary import Delivery, render
@@ -55,8 +56,10 @@ def fake_measure_together(
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated device; IRs run in this process, which saves a second a delivery."""
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
     monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
         measured = fake_measure_together(subjects, **settings)
         calls.append(len(subjects))
         if calls.count(4) == 1 and calls[-1] == 4:  # dense and pruned in two precisions: the closing measurement
-            measured[-1] = replace(measured[-1], itl_s=tuple(1.33 * value for value in measured[-1].itl_s))
+            measured[1] = replace(measured[1], itl_s=tuple(1.33 * value for value in measured[1].itl_s))
         return measured
 
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
@@ -119,6 +122,39 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
     assert calls.count(4) == 2
     assert manifest.met
     assert manifest.plan_digest == undisturbed.plan_digest
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("disturbed", ["dense", "both, in different rounds"])
+def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, disturbed: str
+) -> None:
+    """Pooled, a burst in the dense model's samples raises the limit: a plan that is too slow would be called met."""
+    undisturbed = deliver(request_).manifest
+    bursts = ((0, 0),) if disturbed == "dense" else ((0, 0), (1, 2))
+
+    def bursting(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
+        measured = fake_measure_together(subjects, **settings)
+        for index, turn in bursts:
+            if len(measured) > 1:
+                measured[index] = slowed(measured[index], turn=turn, factor=1.8)
+        return measured
+
+    monkeypatch.setattr(bench, "measure_together", bursting)
+    manifest = deliver(replace(request_, force=True)).manifest
+    assert manifest.plan_digest == undisturbed.plan_digest
+    assert manifest.figure == pytest.approx(undisturbed.figure)
+    assert manifest.limit == pytest.approx(undisturbed.limit)
+    assert sum(factor >= 1.2 for factor in manifest.speedups) >= 2
+    assert len(manifest.speedups) == 3
+
+
+def slowed(measurement: Measurement, *, turn: int, factor: float) -> Measurement:
+    """The same with every token of one round slower."""
+    size = len(measurement.itl_s) // len(measurement.load_s)
+    begin = turn * size
+    burst = tuple(factor * value for value in measurement.itl_s[begin : begin + size])
+    return replace(measurement, itl_s=(*measurement.itl_s[:begin], *burst, *measurement.itl_s[begin + size :]))
 
 
 @pytest.mark.usefixtures("simulated")
@@ -136,6 +172,7 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
     text = render(delivery, quiet=False)
     assert "met: measured tpot p90" in text
+    assert "x >= 1.2x, the median of 3 paired rounds (" in text
     assert "<- delivered" in text
     assert "LLMPipeline" in text
     write_report(directory)

@@ -1,11 +1,14 @@
 import errno
+import mmap
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from prune_export.errors import BadInputError, PruneExportError
-from prune_export.files import check_destination, check_space, full_disk_explained, sha256, staged
+from prune_export.files import check_destination, check_space, full_disk_explained, release_pages, sha256, staged
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -108,3 +111,33 @@ def test_destinations_are_checked_before_any_work(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def resident_bytes(path: Path) -> int:
+    """Of the one mapping of a file, as the kernel counts it."""
+    table = Path("/proc/self/smaps").read_text()
+    (size,) = re.findall(rf" {re.escape(str(path))}\n(?:\w+:.*\n)*?Rss:\s+(\d+) kB", table)
+    return 1024 * int(size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are released on Linux only")
+def test_released_pages_are_no_longer_resident_and_come_back(tmp_path: Path) -> None:
+    size = 4 << 20
+    for name in ("read", "written"):
+        (tmp_path / name).write_bytes(b"x" * size)
+    linked = tmp_path / "model"
+    linked.mkdir()
+    for name in ("read", "written"):
+        (linked / name).symlink_to(tmp_path / name)
+    with (tmp_path / "read").open("rb") as one, (tmp_path / "written").open("rb") as other:
+        read = mmap.mmap(one.fileno(), 0, access=mmap.ACCESS_READ)
+        written = mmap.mmap(other.fileno(), 0, access=mmap.ACCESS_COPY)
+        assert read.find(b"y") == written.find(b"y") == -1
+        written[0] = ord("y")
+        release_pages(linked)
+        assert resident_bytes(tmp_path / "read") < size / 8
+        assert resident_bytes(tmp_path / "written") > size / 2
+        assert written[:2] == b"yx"
+        assert read[:] == b"x" * size
+        read.close()
+        written.close()

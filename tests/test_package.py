@@ -15,7 +15,7 @@ import pytest
 from prune_export import cli, commands
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"prune", "export", "benchmark", "profiles", "reference", "delivery"}
+FOLDERS = {"prune", "export", "benchmark", "profiles", "reference", "delivery", "verbs"}
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune_export import texts
+from prune_export import cli, texts
+from prune_export.delivery.request import SearchSettings
 from prune_export.errors import BadInputError
-from prune_export.evaluate import evaluate
+from prune_export.evaluate import Comparison, evaluate
+
+SEARCH = SearchSettings(mlp_group=16, calibration_windows=2, calibration_length=64)
 
 
 def test_windows_are_pieces_of_the_text_spread_over_it(text_file: Path, word_tokenizer: Any) -> None:
@@ -45,6 +48,8 @@ def test_jsonl_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_data_sets_fail_fast_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
     for name in texts.DATASETS:
         with pytest.raises(BadInputError, match="does not answer within 3 s"):
             texts.load_text(name, "evaluation")
@@ -92,3 +97,54 @@ def test_evaluation_equals_the_models_own_loss(checkpoint: Path, text_file: Path
     assert json.loads(json.dumps(result.to_json()))["perplexity"] == result.perplexity
     with pytest.raises(BadInputError, match="exceeds the model's context of 256"):
         evaluate(str(checkpoint), eval_text=str(text_file), window=512)
+
+
+def test_rows_are_counted_and_empty_ones_of_data_sets_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(texts, "_dataset", lambda name, split: ["one", "", "two", "three"])
+    text = texts.load_text("wikitext2", "evaluation")
+    assert text.documents == ("one", "", "two", "three")
+    assert text.first(3).documents == ("one", "", "two")
+    assert text.first(3).digest != text.digest
+    with pytest.raises(BadInputError, match=r"has 4 rows, 5 are asked for"):
+        text.first(5)
+
+
+def test_two_models_are_compared_window_by_window(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+    from prune_export.api import prune
+
+    prune(str(checkpoint), tmp_path / "small", ratio=0.2, search=SEARCH, calibration=str(text_file))
+    asked: dict[str, Any] = {"eval_text": str(text_file), "tokens": 6 * 64, "window": 64}
+    one, other = (evaluate(str(path), **asked) for path in (tmp_path / "small", checkpoint))
+    compared = Comparison(one, other)
+    differences = np.asarray(one.nll) - np.asarray(other.nll)
+    assert len(differences) == 6
+    assert compared.difference == pytest.approx(differences.mean())
+    assert compared.standard_error == pytest.approx(differences.std(ddof=1) / np.sqrt(6))
+    # Paired, most of the windows' own spread drops out.
+    assert compared.standard_error < one.standard_error / one.perplexity
+    assert compared.to_json()["perplexity_ratio"] == pytest.approx(one.perplexity / other.perplexity)
+    (tmp_path / "other.txt").write_text(text_file.read_text()[::-1])
+    for changed in ({"window": 32}, {"tokens": 5 * 64}, {"eval_text": str(tmp_path / "other.txt")}):
+        with pytest.raises(BadInputError, match=r"were scored on different (text|tokens|windows)"):
+            Comparison(one, evaluate(str(checkpoint), **(asked | changed)))
+
+
+def test_evaluate_compares_on_the_command_line(
+    checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["evaluate", "--model", str(checkpoint), "--quiet", "--eval-text", str(text_file), "--window", "64"]
+    saved = tmp_path / "saved.json"
+    assert cli.main([*model, "--eval-tokens", "256", "--json", str(saved)]) == 0
+    assert "4 windows of 64 tokens, not overlapping" in capsys.readouterr().out
+    assert len(json.loads(saved.read_text())["nll"]) == 4
+    # As many windows as the saved evaluation has, though the default is more.
+    assert cli.main([*model, "--compare", str(saved), "--json", "-"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert (compared["difference"], compared["standard_error"], len(compared["one"]["nll"])) == (0.0, 0.0, 4)
+    assert cli.main([*model, "--eval-tokens", "all", "--compare", str(checkpoint)]) == 0
+    assert "log perplexity +0.0000 +- 0.0000" in capsys.readouterr().out
+    saved.write_text('{"nll": 3}')
+    assert cli.main([*model, "--compare", str(saved)]) == 2
+    assert "missing key" in capsys.readouterr().err
+    assert cli.main([*model, "--eval-tokens", "some"]) == 2
+    assert 'neither a number of tokens nor "all"' in capsys.readouterr().err

@@ -1,96 +1,205 @@
 """Runs the closed loop for several targets and measures each delivered artifact again, in processes of its own.
 
     python tools/loop_runs.py --model reference --output DIR
+    python tools/loop_runs.py --model reference --model ./my-llama --precisions fp32,int8 --output DIR
 
-Prints a Markdown table: for each target the limit, what the loop claimed, what the later measurement found, and the
-spread that the dense baseline showed between its own processes in the same later measurement (the noise floor).
+Every run leaves a JSON record in the output directory; started again, the script goes on after the last one.  It prints
+a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
+and the spread that the dense model showed between its own processes in that later measurement (the noise floor).
+A machine that does nothing else is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import json
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prune_export.api import export
+from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import per_round
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.deliver import deliver
-from prune_export.delivery.request import Request, SearchSettings
+from prune_export.delivery.request import PRECISIONS, Request, SearchSettings
+from prune_export.delivery.verdict import judged
 from prune_export.errors import InfeasibleError
+from prune_export.export.files import MODEL_XML
 from prune_export.manifest import IR_FOLDER, Manifest
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
+from prune_export.records import from_json, to_json
 from prune_export.target import Target
+from prune_export.units import format_duration
 
 SPEEDUPS = (1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHARES = (0.9, 0.75, 0.6)  # absolute limits, as shares of the fastest dense precision's figure
 ROUNDS = 5
+HEAD = (
+    "| target | limit | claimed | undershoot | measured again | its limit | over by | dense spread | minutes |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the loop and the later measurement; times in seconds.
+
+    Attributes:
+        target: what was asked for.
+        minutes: how long the loop took.
+        infeasible: why nothing was delivered, else empty; then the rest is 0.
+        precision: of the delivered weights.
+        limit, claimed: the loop's own.
+        later, later_limit: the same of the later measurement.
+        dense_spread: (largest - smallest) / smallest of the dense model's figure over the later processes.
+    """
+
+    target: str
+    minutes: float
+    infeasible: str = ""
+    precision: str = ""
+    limit: float = 0.0
+    claimed: float = 0.0
+    later: float = 0.0
+    later_limit: float = 0.0
+    dense_spread: float = 0.0
+
+    @property
+    def row(self) -> str:
+        """A line of the table."""
+        if self.infeasible:
+            return f"| {self.target} | infeasible: {self.infeasible} | | | | | | | {self.minutes:.1f} |"
+        over = self.later / self.later_limit - 1
+        cells = (
+            f"{self.target}, {self.precision}",
+            *(format_duration(self.limit), format_duration(self.claimed), f"{1 - self.claimed / self.limit:.1%}"),
+            *(format_duration(self.later), format_duration(self.later_limit)),
+            "-" if over <= 0 else f"{over:.1%}",
+            *(f"{self.dense_spread:.1%}", f"{self.minutes:.1f}"),
+        )
+        return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--model", action="append", help="directory, hub id or reference; may be repeated")
+    parser.add_argument("--output", type=Path, required=True, help="holds records and artifacts; resumed if it exists")
+    parser.add_argument("--precisions", default="fp32,int8", help="that may be delivered (default fp32,int8)")
     parser.add_argument("--calibration-windows", type=int)
+    parser.add_argument("--calibration", help="text for the search")
+    parser.add_argument("--eval-text", help="held-out text")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     arguments = parser.parse_args()
-    base = Request(model=arguments.model, device="host", target=Target("tpot", 1e3), output=arguments.output / "dense")
-    base = replace(base, search=SearchSettings(calibration_windows=arguments.calibration_windows))
-    dense = dense_artifact(arguments.model, arguments.output)
-    fastest = fastest_dense(base)
-    targets = [Target("tpot", None, speedup=factor) for factor in SPEEDUPS]
-    targets += [Target("tpot", fastest * share) for share in SHARES]
-    print("| target | limit | claimed | undershoot | later | later limit | over by | dense spread | minutes |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for number, target in enumerate(targets):
-        output = arguments.output / f"run-{number}"
-        begun = time.monotonic()
-        try:
-            delivery = deliver(replace(base, target=target, output=output, force=True), progress=Progress())
-        except InfeasibleError as error:
-            print(f"| {target} | infeasible: {error} | | | | | | | |", flush=True)
-            continue
-        print(row(target, delivery.manifest, output, dense, (time.monotonic() - begun) / 60), flush=True)
+    precisions = tuple(item for item in PRECISIONS if item in arguments.precisions.split(","))
+    for model in arguments.model or ["reference"]:
+        folder = arguments.output / Path(model).name
+        base = Request(
+            model=model,
+            device="host",
+            target=Target("tpot", None, speedup=SPEEDUPS[0]),
+            precisions=precisions,
+            search=SearchSettings(calibration_windows=arguments.calibration_windows),
+            calibration=arguments.calibration,
+            eval_text=arguments.eval_text,
+        )
+        runs = _known(folder) if arguments.table else all_runs(base, folder)
+        print(f"\n{model}\n\n{HEAD}", *(run.row for run in runs), sep="\n", flush=True)
 
 
-def row(target: Target, manifest: Manifest, output: Path, dense: Path, minutes: float) -> str:
-    """Measures the artifact again, beside the dense one in the same precision."""
-    subjects = [
-        Subject(dense / manifest.precision, manifest.precision),
-        Subject(output / IR_FOLDER, manifest.precision),
-    ]
+def all_runs(base: Request, folder: Path) -> list[Run]:
+    """The runs of every target, those on record as they are recorded."""
+    dense = dense_artifacts(base, folder / "dense")
+    runs = []
+    for number, target in enumerate(targets(base, dense, folder)):
+        record = folder / f"run-{number}.json"
+        if not record.is_file():
+            _save(record, one_run(replace(base, target=target, output=folder / f"run-{number}", force=True), dense))
+        runs.append(_load(record))
+        print(runs[-1].row, flush=True)
+    return runs
+
+
+def targets(base: Request, dense: Path, folder: Path) -> list[Target]:
+    """Speed-ups, and absolute limits below the fastest dense precision's figure, which is measured once."""
+    record = folder / "fastest-dense.json"
+    if not record.is_file():
+        subjects = [Subject(dense / precision, precision) for precision in base.precisions]
+        context = context_length(dense / base.precisions[0] / MODEL_XML)
+        workload = base.workload.fitted(context) if context else base.workload
+        found = measure_together(
+            subjects, profile=load_profile("host"), workload=workload, rounds=ROUNDS, sample_memory=False
+        )
+        record.write_text(json.dumps(min(item.percentile("tpot", "p90") for item in found)), encoding="utf8")
+    fastest = float(json.loads(record.read_text(encoding="utf8")))
+    speedups = [Target("tpot", None, speedup=factor) for factor in SPEEDUPS]
+    return [*speedups, *(Target("tpot", fastest * share) for share in SHARES)]
+
+
+def one_run(request: Request, dense: Path) -> Run:
+    """Runs the loop and measures what it delivered again, beside the dense model in the same precision."""
+    begun = time.monotonic()
+    try:
+        manifest = deliver(request, progress=Progress()).manifest
+    except InfeasibleError as error:
+        return Run(str(request.target), (time.monotonic() - begun) / 60, infeasible=str(error))
+    minutes = (time.monotonic() - begun) / 60
+    assert request.output is not None
+    later, limit, spread = measured_again(manifest, request.output, dense)
+    return Run(
+        target=str(request.target),
+        minutes=minutes,
+        precision=manifest.precision,
+        limit=manifest.limit,
+        claimed=manifest.figure,
+        later=later,
+        later_limit=limit,
+        dense_spread=spread,
+    )
+
+
+def measured_again(manifest: Manifest, output: Path, dense: Path) -> tuple[float, float, float]:
+    """Figure and limit by the loop's own rule, and the dense model's spread between processes."""
     measurement = next(item.measurement for item in manifest.candidates if item.delivered)
     assert measurement is not None
+    precision = manifest.precision
     baseline, again = measure_together(
-        subjects, profile=load_profile("host"), workload=measurement.workload, rounds=ROUNDS, sample_memory=False
+        [Subject(dense / precision, precision), Subject(output / IR_FOLDER, precision)],
+        profile=load_profile("host"),
+        workload=measurement.workload,
+        rounds=ROUNDS,
+        threads=measurement.threads,
+        sample_memory=False,
     )
-    later = again.percentile("tpot", "p90")
-    limit = baseline.percentile("tpot", "p90") / target.speedup if target.speedup else manifest.limit
-    spread = per_round(baseline, "tpot", "p90")
-    noise = (max(spread) - min(spread)) / min(spread)
-    figures = [manifest.limit, manifest.figure]
-    claimed = " | ".join(f"{value * 1e6:.0f} us" for value in figures)
-    return (
-        f"| {target} | {claimed} | {1 - manifest.figure / manifest.limit:.1%} | {later * 1e6:.0f} us | "
-        f"{limit * 1e6:.0f} us | {max(0.0, later / limit - 1):.1%} | {noise:.1%} | {minutes:.1f} |"
-    )
+    found = judged(manifest.target, baseline=baseline, variant=again)
+    figures = per_round(baseline, "tpot", "p90")
+    return found.figure, found.limit, max(figures) / min(figures) - 1
 
 
-def dense_artifact(model: str, output: Path) -> Path:
-    """Dense IRs of both precisions to measure beside, made once by the export command."""
-    for precision in ("fp32", "int8"):
-        command = ["export", "--model", model, "--precision", precision, "-o", str(output / "dense" / precision)]
-        subprocess.run([sys.executable, "-m", "prune_export.cli", *command, "--force", "--quiet"], check=True)
-    return output / "dense"
+def dense_artifacts(base: Request, folder: Path) -> Path:
+    """Dense IRs in each precision to measure beside; they appear whole, so one that is there is not made again."""
+    for precision in base.precisions:
+        if not (folder / precision).is_dir():
+            export(base.model, folder / precision, precision=precision, progress=Progress())
+    return folder
 
 
-def fastest_dense(base: Request) -> float:
-    """p90 of the fastest dense precision in seconds."""
-    manifest = deliver(replace(base, output=base.output.parent / "any" if base.output else None, force=True)).manifest
-    return min(item.measurement.percentile("tpot", "p90") for item in manifest.candidates if item.measurement)
+def _known(folder: Path) -> list[Run]:
+    records = sorted(folder.glob("run-*.json"), key=lambda path: int(path.stem.removeprefix("run-")))
+    return [_load(record) for record in records]
+
+
+def _load(record: Path) -> Run:
+    return from_json(Run, json.loads(record.read_text(encoding="utf8")), where=str(record))
+
+
+def _save(record: Path, run: Run) -> None:
+    fresh = record.with_suffix(".new")
+    fresh.write_text(json.dumps(to_json(run), indent=1) + "\n", encoding="utf8")
+    shutil.move(fresh, record)
 
 
 if __name__ == "__main__":

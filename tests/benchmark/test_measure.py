@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from prune_export.benchmark import process
+from prune_export.benchmark.child import converse
 from prune_export.benchmark.measure import Subject, measure, measure_together
 from prune_export.benchmark.memory import watch_memory
 from prune_export.benchmark.process import run_worker
@@ -119,24 +119,19 @@ def test_a_worker_that_is_killed_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_interrupt_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = tmp_path / "pid"
-    code = f"import os, time, pathlib; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(60)"
-    other_worker(monkeypatch, tmp_path, code)
+    """Ctrl-C while a worker is at work: raised by the listener, since a signal's moment cannot be chosen."""
+    code = 'import os, time; print(\'{"done": %d, "total": 1}\' % os.getpid(), flush=True); time.sleep(60)'
+    (tmp_path / "made_up_worker.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    seen: list[int] = []
 
-    def interrupt(number: int, frame: object) -> None:
-        if mark.exists() and mark.read_text():
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            raise KeyboardInterrupt
+    def interrupted(done: float, _: float) -> None:
+        seen.append(int(done))
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_worker(request_for(tmp_path))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert not psutil.pid_exists(int(mark.read_text()))
+    with pytest.raises(KeyboardInterrupt):
+        converse("made_up_worker", {}, subject="testing", report=interrupted)
+    assert not psutil.pid_exists(seen[0])
 
 
 def test_nothing_but_the_reply_reaches_standard_output(tiny_ir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from prune_export.delivery.request import Request, default_output
 from prune_export.delivery.resources import TreeMemory
-from prune_export.delivery.search import default_group
+from prune_export.delivery.searches import default_group
 from prune_export.delivery.state import KnownTrial, RunState
 from prune_export.delivery.variants import check_nll
 from prune_export.errors import ParityError
@@ -59,14 +59,26 @@ def test_the_memory_of_a_child_counts_until_sampling_pauses() -> None:
     assert memory.peak_bytes > 10**12
 
 
+def test_the_peak_is_found_in_its_phase() -> None:
+    progress = Progress(quiet=True)
+    script = "import time; data = bytearray({} * 2**20); time.sleep(1)"
+    with TreeMemory(lambda: progress.current) as memory:
+        for name, size in (("small", 50), ("large", 300), ("none", 0)):
+            with progress.phase(name):
+                subprocess.run([sys.executable, "-c", script.format(size)], check=True)
+    assert memory.peak_phase == "large"
+    assert memory.peak_bytes == memory.phases_bytes["large"]
+    assert memory.phases_bytes["large"] > memory.phases_bytes["small"] + 200 * 2**20
+
+
 def test_state_is_found_again_by_the_same_key_only(tmp_path: Path) -> None:
     progress = Progress(quiet=True)
     state = RunState(["a"], progress)
     state.learn(base=0.5)
-    state.learn(trial=("plan", KnownTrial(1.0, 2.0, 3.0)))
+    state.learn(trial=("plan", KnownTrial(1.0, 2.0, 4.0, 3.0)))
     again = RunState(["a"], progress)
     assert again.known.base == 0.5
-    assert again.known.trials == {"plan": KnownTrial(1.0, 2.0, 3.0)}
+    assert again.known.trials == {"plan": KnownTrial(1.0, 2.0, 4.0, 3.0)}
     assert RunState(["b"], progress).known.base is None
     again.forget()
     assert RunState(["a"], progress).known.base is None

@@ -27,11 +27,12 @@ from tiny_exports import (
 
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export import onnx_read
+from prune_export.export.gate import Reference, check_against
 from prune_export.export.onnx_export import export_onnx
 from prune_export.export.onnx_quantize import dequantize, quantize
 from prune_export.export.onnx_runner import OnnxRunner
 from prune_export.export.onnx_weights import ExternalData
-from prune_export.export.parity import Reference, check_against, greedy_tokens_of, torch_reference
+from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.shape import LayerShape
 
 NEW_TOKENS = 24
@@ -63,7 +64,7 @@ def nodes(directory: Path) -> list[Any]:
 
 def test_every_check_of_the_gate_holds(pruned: Exported) -> None:
     reference = torch_reference(pruned.model)
-    errors, tolerance = check_against(reference, pruned.directory, runner=OnnxRunner(pruned.directory, threads=1))
+    errors, tolerance = check_against(reference, pruned.directory, threads=1)
     assert len(errors) == 8
     assert max(errors.values()) <= tolerance
 
@@ -71,7 +72,7 @@ def test_every_check_of_the_gate_holds(pruned: Exported) -> None:
 @pytest.mark.parametrize("family", sorted(BIASES))
 def test_a_dense_model_passes_too(family: str, tmp_path: Path) -> None:
     dense = exported_onnx(tmp_path, family, DENSE)
-    errors, tolerance = check_against(torch_reference(dense.model), tmp_path, runner=OnnxRunner(tmp_path, threads=1))
+    errors, tolerance = check_against(torch_reference(dense.model), tmp_path, threads=1)
     assert max(errors.values()) <= tolerance
 
 
@@ -83,11 +84,10 @@ def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
         if layer.self_attn is not None:
             layer.self_attn.sliding_window = 12
     export_onnx(model, None, tmp_path)
-    runner = OnnxRunner(tmp_path, threads=1)
-    errors, tolerance = check_against(torch_reference(model), tmp_path, runner=runner)
+    errors, tolerance = check_against(torch_reference(model), tmp_path, threads=1)
     assert max(errors.values()) <= tolerance
     with pytest.raises(ParityError, match="largest logit error"):
-        check_against(wide, tmp_path, runner=runner)
+        check_against(wide, tmp_path, threads=1)
 
 
 def test_a_wrong_weight_is_found(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_weight_is_found(tmp_path: Path) -> None:
         model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
     export_onnx(model, None, tmp_path)
     with pytest.raises(ParityError, match="largest logit error"):
-        check_against(reference, tmp_path, runner=OnnxRunner(tmp_path, threads=1))
+        check_against(reference, tmp_path, threads=1)
 
 
 def genai_tokens(directory: Path, prompts: list[np.ndarray], new_tokens: int) -> list[list[int]]:
@@ -245,7 +245,7 @@ def check_with_exact_activations(reference: Reference, directory: Path) -> None:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
     (directory / "model.onnx").write_bytes(graph.SerializeToString())
-    errors, tolerance = check_against(reference, directory, runner=OnnxRunner(directory, threads=1))
+    errors, tolerance = check_against(reference, directory, threads=1)
     assert max(errors.values()) <= tolerance
 
 
@@ -282,7 +282,7 @@ def test_half_precision_is_rounded_storage_computed_in_fp32(precision: str, tmp_
         for weight in made.model.parameters():
             if weight.ndim == 2:
                 weight.copy_(weight.to(dtype).float())
-    errors, tolerance = check_against(torch_reference(made.model), tmp_path, runner=OnnxRunner(tmp_path, threads=1))
+    errors, tolerance = check_against(torch_reference(made.model), tmp_path, threads=1)
     assert max(errors.values()) <= tolerance
     assert (tmp_path / "model.onnx.data").stat().st_size < 3 * made.shape.parameters()
 

@@ -13,15 +13,9 @@ import torch
 from tiny_exports import CONTEXT, DENSE_LAYER, Exported, make_model, make_shape
 
 from prune_export.errors import ParityError
+from prune_export.export.gate import TOLERANCE, ir_greedy_agreement, parity_record
 from prune_export.export.openvino_ir import export_graph_only
-from prune_export.export.parity import (
-    TOLERANCE,
-    check_parity,
-    greedy_agreement,
-    greedy_tokens_of,
-    ir_greedy_agreement,
-    parity_record,
-)
+from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of
 from prune_export.shape import ModelShape
 
 

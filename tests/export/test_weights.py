@@ -14,8 +14,9 @@ from tiny_exports import Exported, make_model, make_shape
 
 from prune_export.errors import BadInputError
 from prune_export.export.checks import Step
+from prune_export.export.gate import TOLERANCE, ir_greedy_agreement
 from prune_export.export.openvino_ir import export_graph_only, export_openvino
-from prune_export.export.parity import TOLERANCE, check_parity, ir_greedy_agreement
+from prune_export.export.parity import check_parity
 from prune_export.export.runner import IrRunner
 from prune_export.export.weights import CompressionRecord, compress
 from prune_export.shape import LayerShape

@@ -18,11 +18,23 @@ from prune_export.plan import LayerKeep
 class PlainMultiPruner:
     """The paper's rule, step by step; `steps` holds (stage, layer, part, size, perplexity)."""
 
-    def __init__(self, model: Any, ids: torch.Tensor, *, mlp_group: int, kv_group: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ids: torch.Tensor,
+        *,
+        mlp_group: int,
+        kv_group: int,
+        order: str = "l1",
+        width_ids: torch.Tensor | None = None,
+    ) -> None:
         self.model, self.ids = model, ids
+        self.width_ids = ids if width_ids is None else width_ids
         self.mlp_group, self.kv_group = mlp_group, kv_group
+        self.order = order
         self.layers = list(model.model.layers)
         self.kv_count = model.config.num_key_value_heads
+        self.inputs = self._inputs()
         self.channel_order = [self._channels(layer) for layer in self.layers]
         self.group_order = [self._groups(layer) for layer in self.layers]
         self.kv = [self.kv_count] * len(self.layers)
@@ -37,7 +49,7 @@ class PlainMultiPruner:
             while self.removed() / total < ratio * goal - 1e-12:
                 best = None
                 for candidate in self.candidates(stage):
-                    perplexity = self.perplexity(*candidate)
+                    perplexity = self.perplexity(*candidate, self.ids if stage == "blocks" else self.width_ids)
                     if best is None or perplexity < best[1]:
                         best = (candidate, perplexity)
                 if best is None:
@@ -60,7 +72,7 @@ class PlainMultiPruner:
                 found.append(("mlp", index, self.width[index] - self.mlp_group))
         return found
 
-    def perplexity(self, part: str, index: int, size: int) -> float:
+    def perplexity(self, part: str, index: int, size: int, ids: torch.Tensor) -> float:
         kv, width = list(self.kv), list(self.width)
         (width if part == "mlp" else kv)[index] = size
         self.blocks_run += sum(value > 0 for value in kv) + sum(value > 0 for value in width)
@@ -69,7 +81,7 @@ class PlainMultiPruner:
             for groups, heads, channels, count in zip(self.group_order, kv, self.channel_order, width, strict=True)
         )
         with masked(self.model, keep):
-            return plain_perplexity(self.model, self.ids)
+            return plain_perplexity(self.model, ids)
 
     def removed(self) -> int:
         count = 0
@@ -89,18 +101,44 @@ class PlainMultiPruner:
                 count += (mlp - fixed) * (whole - width) // whole
         return count
 
+    def _inputs(self) -> dict[tuple[int, str], list[float]]:
+        """L2 norm of each input channel of gate_proj and q_proj over all tokens, or ones for weights alone."""
+        found: dict[tuple[int, str], list[float]] = {}
+        handles = []
+        for index, layer in enumerate(self.layers):
+            for name, module in (("mlp", layer.mlp.gate_proj), ("attention", layer.self_attn.q_proj)):
+                found[index, name] = [1.0] * module.in_features
+                if self.order == "wanda":
+
+                    def keep(_module: Any, inputs: Any, key: tuple[int, str] = (index, name)) -> None:
+                        found[key] = inputs[0].double().flatten(0, -2).norm(dim=0).tolist()
+
+                    handles.append(module.register_forward_pre_hook(keep))
+        self.model(self.ids)
+        for handle in handles:
+            handle.remove()
+        return found
+
     def _channels(self, layer: Any) -> list[int]:
         gate, up = layer.mlp.gate_proj.weight.tolist(), layer.mlp.up_proj.weight.tolist()
-        scores = [_l1(gate[row]) + _l1(up[row]) for row in range(len(gate))]
+        if self.order == "none":
+            return list(range(len(gate)))
+        inputs = self.inputs[self.layers.index(layer), "mlp"]
+        scores = [_sum(gate[row], inputs) + _sum(up[row], inputs) for row in range(len(gate))]
         return sorted(range(len(scores)), key=lambda row: -scores[row])
 
     def _groups(self, layer: Any) -> list[int]:
+        if self.order == "none":
+            return list(range(self.kv_count))
         q, k, v = (getattr(layer.self_attn, f"{name}_proj").weight.tolist() for name in "qkv")
         head, repeats = layer.self_attn.head_dim, layer.self_attn.num_key_value_groups
+        inputs = self.inputs[self.layers.index(layer), "attention"]
         scores = []
         for group in range(self.kv_count):
             rows = [
-                _l1(q[(group * repeats + copy) * head + row]) + _l1(k[group * head + row]) + _l1(v[group * head + row])
+                _sum(q[(group * repeats + copy) * head + row], inputs)
+                + _sum(k[group * head + row], inputs)
+                + _sum(v[group * head + row], inputs)
                 for copy in range(repeats)
                 for row in range(head)
             ]
@@ -115,8 +153,8 @@ def plain_perplexity(model: Any, ids: torch.Tensor) -> float:
     return math.exp(float(nll.mean(1).mean()))
 
 
-def _l1(row: list[float]) -> float:
-    return math.fsum(abs(value) for value in row)
+def _sum(row: list[float], inputs: list[float]) -> float:
+    return math.fsum(abs(value) * size for value, size in zip(row, inputs, strict=True))
 
 
 def _numel(module: Any) -> int:

@@ -9,7 +9,7 @@ from tiny_models import tiny_model, tokens  # type: ignore[import-not-found]
 from prune_export.errors import BadInputError
 from prune_export.prune.candidates import Change, apply_change, kv_changes, mlp_changes
 from prune_export.prune.choosing import Pick, full_scan, lazy_scan
-from prune_export.prune.evaluator import Evaluator
+from prune_export.prune.evaluator import Evaluator, Score, Work
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.reorder import identity_orders
 from prune_export.shape import LayerShape, ModelShape
@@ -24,16 +24,21 @@ class ConvexEvaluator:
         self.shape = SHAPE
         self.orders = identity_orders(SHAPE.layers)
         self.structure = SHAPE.layers
-        self.block_evaluations = self.plain_evaluations = 0
+        self.random_access = True
+        self.work = Work()
 
     def move_to(self, structure: tuple[LayerShape, ...]) -> None:
         self.structure = structure
 
-    def log_perplexity(self, change: Change | None = None) -> float:
+    def score(self, change: Change | None = None, hopeless: object = None) -> Score:
         structure = self.structure if change is None else apply_change(self.structure, change, SHAPE)
-        return 2.0 + sum(
-            (1 + 0.37 * index) * (1 - layer.mlp_width / 60) ** 2 + (2 + 0.61 * index) * (1 - layer.kv_heads / 4) ** 2
-            for index, layer in enumerate(structure)
+        return Score(
+            2.0
+            + sum(
+                (1 + 0.37 * index) * (1 - layer.mlp_width / 60) ** 2
+                + (2 + 0.61 * index) * (1 - layer.kv_heads / 4) ** 2
+                for index, layer in enumerate(structure)
+            )
         )
 
 
@@ -75,7 +80,7 @@ def test_lazy_search_needs_prices() -> None:
 
 
 def picks(scores: dict[Change, float]) -> Any:
-    def evaluate(change: Change, after: tuple[LayerShape, ...], _share: float) -> Pick:
+    def evaluate(change: Change, after: tuple[LayerShape, ...], _share: float, _best: Pick | None) -> Pick:
         return Pick(change, scores[change], after, 0.0, 0.0)
 
     return evaluate

@@ -12,7 +12,15 @@ from tiny_models import VARIANTS, VOCAB, tiny_model, tokens  # type: ignore[impo
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
 from prune_export.prune import evaluator as evaluator_module
-from prune_export.prune.candidates import Change, Structure, apply_change, block_changes, kv_changes, mlp_changes
+from prune_export.prune.candidates import (
+    Change,
+    Structure,
+    apply_change,
+    block_changes,
+    kv_changes,
+    mixer_changes,
+    mlp_changes,
+)
 from prune_export.prune.evaluator import Evaluator
 from prune_export.prune.reorder import identity_orders, importance_orders
 from prune_export.prune.surgery import prune_model
@@ -25,7 +33,10 @@ def physical_perplexity(model: Any, evaluator: Evaluator, structure: Structure, 
     """Through surgery and the family's own forward pass."""
     keep = tuple(
         LayerKeep(
-            tuple(sorted(order.kv_groups[: layer.kv_heads])), tuple(sorted(order.mlp_channels[: layer.mlp_width]))
+            tuple(sorted(order.kv_groups[: layer.kv_heads])),
+            tuple(sorted(order.mlp_channels[: layer.mlp_width])),
+            tuple(sorted(order.mixer_units[: layer.mixer_width])),
+            layer.state_size > 0 or evaluator.shape.layers[0].state_size == 0,
         )
         for order, layer in zip(evaluator.orders, structure, strict=True)
     )
@@ -36,7 +47,11 @@ def physical_perplexity(model: Any, evaluator: Evaluator, structure: Structure, 
 
 def walk(evaluator: Evaluator, steps: int) -> Iterator[tuple[Structure, float]]:
     """Takes changes of all kinds, one after the other, and yields each one's structure and score before it is taken."""
-    kinds = (block_changes, lambda s: mlp_changes(s, 7), lambda s: kv_changes(s, 1))
+    kinds = (
+        block_changes,
+        lambda s: mlp_changes(s, 7) or mixer_changes(s, 3, "mlp"),
+        lambda s: kv_changes(s, 1) or mixer_changes(s, 1, "attention"),
+    )
     for step in range(steps):
         structure = evaluator.structure
         for kind in kinds:
@@ -49,10 +64,10 @@ def walk(evaluator: Evaluator, steps: int) -> Iterator[tuple[Structure, float]]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_the_physically_pruned_model(variant: str) -> None:
-    model, ids = tiny_model(variant), tokens(3, 14)
+    model, ids = tiny_model(variant, layers=3), tokens(3, 14)
     evaluator = Evaluator(model, ids)
     assert evaluator.perplexity() == pytest.approx(plain_perplexity(model, ids), rel=RELATIVE)
-    for structure, perplexity in walk(evaluator, 4):
+    for structure, perplexity in walk(evaluator, 3):
         assert perplexity == pytest.approx(physical_perplexity(model, evaluator, structure, ids), rel=RELATIVE)
 
 
@@ -81,12 +96,12 @@ def test_batches_and_head_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) 
 def test_only_the_suffix_is_run() -> None:
     evaluator = Evaluator(tiny_model(), tokens(1, 8))
     evaluator.perplexity()
-    assert evaluator.block_evaluations == 10
+    assert evaluator.work.block_evaluations == 10
     evaluator.perplexity(Change("blocks", 4, "attention", 0))  # the way there once, then one MLP
-    assert evaluator.block_evaluations == 10 + 8 + 1
+    assert evaluator.work.block_evaluations == 10 + 8 + 1
     evaluator.perplexity(Change("blocks", 3, "attention", 0))
-    assert evaluator.block_evaluations == 19 + 3
-    assert evaluator.plain_evaluations == 10 + 9 + 9
+    assert evaluator.work.block_evaluations == 19 + 3
+    assert evaluator.work.plain_evaluations == 10 + 9 + 9
 
 
 def test_reordering_preserves_the_function_and_the_model() -> None:

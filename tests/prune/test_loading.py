@@ -101,8 +101,8 @@ def test_broken_config(directory: Path) -> None:
 
 
 def test_unsupported_architecture(directory: Path) -> None:
-    edit_config(directory, model_type="gpt2")
-    refused(directory, r'architecture "gpt2" is not supported: use one of llama, mistral, qwen2')
+    edit_config(directory, model_type="bloom")
+    refused(directory, r'architecture "bloom" is not supported: use one of llama, mistral, qwen2')
 
 
 def test_heads_that_do_not_divide(directory: Path) -> None:
@@ -178,3 +178,13 @@ def test_tokenizer_missing_and_broken(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
     with pytest.raises(BadInputError, match=r"has no tokenizer .*copy the model's tokenizer files there"):
         load_tokenizer(directory)
+
+
+def test_names_of_older_checkpoints(tmp_path: Path) -> None:
+    model = tiny_model("gpt2", layers=2)
+    save_checkpoint(model, None, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    masks = {f"h.{index}.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8) for index in range(2)}
+    save_file(bare | masks, tmp_path / "model.safetensors")
+    assert torch.equal(load_model(tmp_path)(tokens(1, 8)).logits, model(tokens(1, 8)).logits)

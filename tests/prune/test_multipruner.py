@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,13 +13,16 @@ from tiny_models import tiny_model, tokens  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import PrunePlan
+from prune_export.prune import evaluator as evaluator_module
 from prune_export.prune.candidates import block_changes
-from prune_export.prune.evaluator import Evaluator
+from prune_export.prune.evaluator import Evaluator, Score
 from prune_export.prune.journal import JournalFile
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
+from prune_export.prune.reorder import identity_orders, importance_orders
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
 from prune_export.prune.surgery import prune_model
+from prune_export.prune.wanda import wanda_orders
 from prune_export.shape import ModelShape
 
 DISTRIBUTION = (44.0, 46.0, 10.0)
@@ -65,6 +69,131 @@ def test_selects_what_the_plain_search_selects(variant: str) -> None:
     assert result.block_evaluations <= 0.75 * plain.blocks_run
     assert result.plain_evaluations - 10 == plain.blocks_run  # the dense model is evaluated once more
     assert dense - result.cost == plain.removed()
+
+
+def own_text(model: Any) -> torch.Tensor:
+    """12 x 14 tokens that the model continues itself, greedily: every removal makes them less likely."""
+    model.lm_head.weight.mul_(5)
+    ids = tokens(12, 2)
+    while ids.shape[1] < 14:
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sequence a batch, so that candidates can be dropped after each."""
+    monkeypatch.setattr(evaluator_module, "_BATCH_TOKENS", 14)
+
+
+@pytest.mark.parametrize(
+    ("variant", "cache_bytes"),
+    [*((variant, 2 << 30) for variant in ("llama-mha", "qwen2", "llama-biases-tied")), ("llama", 6 * 12 * 14 * 32 * 4)],
+)
+def test_dropping_candidates_changes_no_step(variant: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_batches(monkeypatch)
+    model = tiny_model(variant)
+    ids = own_text(model)
+    plain = PlainMultiPruner(model, ids, mlp_group=7, kv_group=1)
+    plain.run(0.4, DISTRIBUTION)
+    evaluator = Evaluator(model, ids, cache_bytes=cache_bytes)
+    pruner = MultiPruner(evaluator, cost=parameters, distribution=DISTRIBUTION, mlp_group=7)
+    result = pruner.run(0.6 * evaluator.shape.parameters())
+    assert steps(result) == [step[:4] for step in plain.steps]
+    for step, (*_, perplexity) in zip(result.history, plain.steps, strict=True):
+        assert step.perplexity == pytest.approx(perplexity, rel=1e-5)
+    # Every candidate went through the head at least in part, and not all of them wholly.
+    assert result.head_tokens < 0.97 * result.evaluations * ids[:, 1:].numel()
+    assert result.block_tokens == result.block_evaluations * ids.numel()
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_dropping_changes_no_step_with_prices(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_batches(monkeypatch)
+
+    class Undropped(Evaluator):
+        def score(self, change: Any = None, hopeless: Any = None) -> Score:
+            return super().score(change, None)
+
+    model = tiny_model()
+    ids = own_text(model)
+    results = [
+        MultiPruner(
+            kind(model, ids),
+            cost=seconds,
+            cost_unit="seconds",
+            distribution=DISTRIBUTION,
+            mlp_group=7,
+        ).run(share * seconds(Evaluator(model, ids).shape))
+        for kind in (Undropped, Evaluator)
+    ]
+    assert results[1].history == results[0].history
+    assert results[1].head_tokens < results[0].head_tokens
+
+
+def test_equals_keep_their_canonical_order_when_visited_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two MLPs without effect: the first goes first, although the last is visited first."""
+    small_batches(monkeypatch)
+    model = tiny_model()
+    for index in (1, 3):
+        model.model.layers[index].mlp.down_proj.weight.zero_()
+    ids = own_text(model)
+    pruner = MultiPruner(Evaluator(model, ids), cost=parameters, distribution=(1, 0, 0), mlp_group=7)
+    dense = pruner._dense.parameters()
+    result = pruner.run(0.5 * dense)
+    plain = PlainMultiPruner(model, ids, mlp_group=7, kv_group=1)
+    plain.run(0.5, (1, 0, 0))
+    assert steps(result) == [step[:4] for step in plain.steps]
+    assert [(layer, part) for _, layer, part, _ in steps(result)][:2] == [(1, "mlp"), (3, "mlp")]
+
+
+@pytest.mark.parametrize("order", ["wanda", "none"])
+@pytest.mark.parametrize("variant", ["llama-mha", "qwen2"])
+def test_other_orders(order: str, variant: str) -> None:
+    model, ids = tiny_model(variant), tokens(3, 14)
+    plain = PlainMultiPruner(model, ids, mlp_group=7, kv_group=1, order=order)
+    orders = wanda_orders(model, ids) if order == "wanda" else identity_orders(Evaluator(model, ids).shape.layers)
+    assert [list(layer.mlp_channels) for layer in orders] == plain.channel_order
+    assert [list(layer.kv_groups) for layer in orders] == plain.group_order
+    assert orders != importance_orders(model)
+    plain.run(0.4, DISTRIBUTION)
+    evaluator = Evaluator(model, ids, orders=orders)
+    pruner = MultiPruner(evaluator, cost=parameters, distribution=DISTRIBUTION, mlp_group=7, order_name=order)
+    result = pruner.run(0.6 * evaluator.shape.parameters())
+    assert steps(result) == [step[:4] for step in plain.steps]
+    assert f"order {order}" in result.method
+
+
+def test_widths_on_their_own_tokens() -> None:
+    model, ids, widths = tiny_model("qwen2"), tokens(3, 14), tokens(2, 14, seed=5)
+    plain = PlainMultiPruner(model, ids, mlp_group=7, kv_group=1, width_ids=widths)
+    plain.run(0.4, DISTRIBUTION)
+    _, _, pruner = search("qwen2", width_tokens=widths)
+    result = pruner.run(0.6 * pruner._dense.parameters())
+    assert steps(result) == [step[:4] for step in plain.steps]
+    for step, (*_, perplexity) in zip(result.history, plain.steps, strict=True):
+        assert step.perplexity == pytest.approx(perplexity, rel=1e-5)
+    assert result.dense_perplexity == pytest.approx(plain_perplexity(model, widths), rel=1e-5)
+    assert result.perplexity == pytest.approx(
+        plain_perplexity(prune_model(model, plan_of_result(result)), widths), rel=1e-5
+    )
+    _, _, priced = search("qwen2", width_tokens=widths, cost=seconds, cost_unit="seconds")
+    assert priced.run(0.6 * seconds(priced._dense)).cost <= 0.6 * seconds(priced._dense)
+
+
+@pytest.mark.parametrize("variant", ["llama-mha", "qwen2"])
+def test_blocks_alone_are_blockpruner(variant: str) -> None:
+    model, ids, pruner = search(variant, blocks_only=True)
+    dense = pruner._dense.parameters()
+    plain = PlainMultiPruner(model, ids, mlp_group=7, kv_group=1)
+    plain.run(0.45, (1, 0, 0))
+    result = pruner.run(0.55 * dense)
+    assert steps(result) == [step[:4] for step in plain.steps]
+    assert {step.stage for step in result.history} == {"blocks"}
+    assert result.method.startswith("BlockPruner")
+    with pytest.raises(SearchInfeasibleError) as caught:
+        pruner.run(0)
+    (left,) = [layer for layer in caught.value.shape.layers if layer.kv_heads]
+    assert left.kv_heads == pruner._dense.layers[0].kv_heads
 
 
 def test_result_is_what_surgery_makes() -> None:
@@ -200,6 +329,31 @@ def test_blocks_of_an_earlier_plan_are_kept() -> None:
         other.run(0.6 * dense, blocks_from=plan)
 
 
+@pytest.mark.parametrize("unit", ["parameters", "seconds"])
+def test_a_journal_cut_anywhere_gives_the_same_plan(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_batches(monkeypatch)
+    cost = parameters if unit == "parameters" else seconds
+    settings: dict[str, Any] = {"cost": cost, "cost_unit": unit, "width_tokens": tokens(4, 14, seed=3)}
+
+    def run(path: Path) -> SearchResult:
+        evaluator = Evaluator(tiny_model(), tokens(6, 14))
+        file = JournalFile(path, "source", "calibration")
+        pruner = MultiPruner(evaluator, distribution=DISTRIBUTION, mlp_group=7, journal=file, **settings)
+        return pruner.run(0.6 * cost(evaluator.shape))
+
+    expected = run(tmp_path / "whole.jsonl")
+    data = (tmp_path / "whole.jsonl").read_bytes()
+    random = Random(7)
+    for number, at in enumerate(sorted(random.sample(range(data.index(b"\n") + 1, len(data)), 4))):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(data[:at])
+        again = run(path)
+        assert plan_of_result(again) == plan_of_result(expected)
+        assert again.perplexity == expected.perplexity
+        assert again.evaluations <= expected.evaluations
+        assert path.read_bytes() == data
+
+
 def test_killed_search_resumes_to_the_same_plan(tmp_path: Path) -> None:
     file = JournalFile(tmp_path / "journal.jsonl", "source", "calibration")
     settings: dict[str, Any] = {"cost": seconds, "cost_unit": "seconds"}
@@ -289,3 +443,18 @@ def test_progress_ends_at_most_at_its_total() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInputError, match=words):
         search(**settings)
+
+
+def test_wanda_names_the_layer_that_overflows() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(BadInputError, match=r"layer 2: the input of its attention is not finite"):
+        wanda_orders(model, tokens(2, 8))
+
+
+def test_a_model_without_a_finite_loss_is_refused() -> None:
+    model = tiny_model()
+    model.model.norm.weight.fill_(3e38)
+    pruner = MultiPruner(Evaluator(model, tokens(2, 8)), cost=parameters, mlp_group=7)
+    with pytest.raises(BadInputError, match=r"the last norm or the LM head gives no finite loss"):
+        pruner.run(30_000)

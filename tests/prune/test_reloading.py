@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import ONE_OF_EACH, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.surgery import prune_model
@@ -41,28 +41,38 @@ save_file(found, sys.argv[2])
 """
 
 
-def test_reload_where_this_package_is_not_installed(tmp_path: Path) -> None:
-    dense = [tiny_model(variant) for variant in ("llama", "mistral-window", "qwen2")]
+def read_elsewhere(directories: list[Path], ids: torch.Tensor, scratch: Path) -> list[dict[str, torch.Tensor]]:
+    """Logits and generated tokens of checkpoints, from a process that does not have this package."""
+    save_file({"ids": ids}, scratch / "ids.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors", *directories],
+        check=False, cwd=scratch, timeout=400, capture_output=True, text=True,
+        env={**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = load_file(scratch / "found.safetensors")
+    return [{name: found[f"{name}{number}"] for name in ("logits", "generated")} for number in range(len(directories))]
+
+
+def test_reload_where_this_package_is_not_installed(tmp_path: Path, baichuan: Path) -> None:
+    variants = [*ONE_OF_EACH, "mistral-window", "gpt_neox-sequential"]
+    dense = [*(tiny_model(variant) for variant in variants), load(baichuan, trust_remote_code=True)]
     models = [prune_model(model, varied_plan(model)) for model in dense]
     directories = [tmp_path / f"model{number}" for number in range(len(models))]
     for model, directory in zip(models, directories, strict=True):
         save_checkpoint(model, None, directory)
+    # Saved, read and saved again.
+    models.append(load(directories[-1], trust_remote_code=True))
+    directories.append(tmp_path / "again")
+    save_checkpoint(models[-1], None, directories[-1])
     ids = tokens(2, 9)
-    save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors", *directories],
-        check=False, cwd=tmp_path, timeout=120, capture_output=True, text=True,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = load_file(tmp_path / "found.safetensors")
-    for number, model in enumerate(models):
-        assert (found[f"logits{number}"] - model(ids).logits).abs().max() <= 1e-5
+    for model, found in zip(models, read_elsewhere(directories, ids, tmp_path), strict=True):
+        assert (found["logits"] - model(ids).logits).abs().max() <= 1e-5
         expected = model.generate(ids, max_new_tokens=5, do_sample=False)
-        assert found[f"generated{number}"].tolist() == expected.tolist()
+        assert found["generated"].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("variant", ["llama-biases-tied", "mistral", "qwen2-mixed-windows"])
+@pytest.mark.parametrize("variant", [*ONE_OF_EACH, "llama-biases-tied", "qwen2-mixed-windows", "opt-bare"])
 def test_load_gives_the_same_model(variant: str, tmp_path: Path) -> None:
     model = tiny_model(variant)
     for case, original in (("dense", model), ("pruned", prune_model(model, varied_plan(model)))):

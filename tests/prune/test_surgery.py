@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import VARIANTS, masked, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import VARIANTS, masked, places, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep
@@ -37,16 +37,17 @@ def test_pruned_equals_masked_dense_with_cache(variant: str) -> None:
     ids = tokens(2, 12)
     with masked(model, plan.keep):
         expected = model(ids).logits
+    name = places(model).cache
     output = pruned(ids[:, :7], use_cache=True)
-    cache = output.past_key_values
-    assert len(cache.layers) == len(plan.target.attention_layers)
+    cache = output[name]
+    assert len(cache.layers) == len(plan.target.attention_layers or plan.target.mixer_layers)
     assert (output.logits - expected[:, :7]).abs().max() <= TOLERANCE
     for at in range(7, 12):
-        output = pruned(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+        output = pruned(ids[:, at : at + 1], use_cache=True, **{name: cache})
         assert (output.logits - expected[:, at : at + 1]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2-mixed-windows"])
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2-mixed-windows", "gemma2", "gpt2"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_left_padding(variant: str, beams: int) -> None:
     model = tiny_model(variant)
@@ -60,6 +61,21 @@ def test_generation_with_left_padding(variant: str, beams: int) -> None:
     assert pruned.generate(ids, **settings).tolist() == expected.tolist()
     alone = pruned.generate(ids[:1, 4:], **(settings | {"attention_mask": mask[:1, 4:]}))
     assert alone[0, 5:].tolist() == expected[0, 9:].tolist()
+
+
+def test_soft_caps_of_eager_attention() -> None:
+    model = tiny_model("gemma2")
+    ids = tokens(2, 12)
+    without = model(ids).logits
+    model.config.attn_logit_softcapping = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.5
+    model.set_attn_implementation("eager")  # the only one that knows the caps
+    assert (model(ids).logits - without).abs().max() > 1e-2
+    plan = varied_plan(model)
+    with masked(model, plan.keep):
+        expected = model(ids).logits
+    assert (prune_model(model, plan)(ids).logits - expected).abs().max() <= TOLERANCE
 
 
 def test_shape_and_absent_modules() -> None:
@@ -115,9 +131,28 @@ def test_pruning_twice_equals_pruning_once() -> None:
     assert torch.equal(twice(tokens(2, 9)).logits, prune_model(model, direct)(tokens(2, 9)).logits)
 
 
+@pytest.mark.parametrize("variant", ["mamba", "mamba2", "mamba2-groups"])
+def test_pruning_mixers_twice_equals_pruning_once(variant: str) -> None:
+    model = tiny_model(variant)
+    first = varied_plan(model)
+    once = prune_model(model, first)
+    chosen = first.keep[1].mixer_units[::2]
+    again = {1: LayerKeep((), (), tuple(range(0, len(first.keep[1].mixer_units), 2))), 2: LayerKeep((), (), (0, 2))}
+    direct = {1: LayerKeep((), (), chosen), 2: LayerKeep((), (), (0, 2), first.keep[2].recurrence)}
+    plan = dataclasses.replace(first, keep=tuple(direct.get(at, keep) for at, keep in enumerate(first.keep)))
+    twice = prune_model(once, plan_of(once, again))
+    assert (twice(tokens(2, 9)).logits - prune_model(model, plan)(tokens(2, 9)).logits).abs().max() <= TOLERANCE
+
+
 def test_plan_of_another_model_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"made for another model .*5 layers.*this one is llama with 4 layers"):
         prune_model(tiny_model(layers=4), varied_plan(tiny_model()))
+
+
+def test_plan_without_mixer_is_refused() -> None:
+    model = tiny_model("mamba2")
+    with pytest.raises(BadInputError, match=r"removes every mixer: keep at least one unit"):
+        prune_model(model, plan_of(model, {index: LayerKeep((), ()) for index in range(5)}))
 
 
 def test_plan_without_attention_is_refused() -> None:

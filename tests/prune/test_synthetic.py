@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
+from tiny_models import ONE_OF_EACH, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.prune.modeling import PruneLlamaForCausalLM
@@ -66,3 +69,19 @@ def test_impossible_shapes_are_named() -> None:
         random_model(ModelShape("llama", 64, 16, 100, True, (LayerShape(0, 0, 8),)), seed=0)
     with pytest.raises(BadInputError, match="no model with biases q; nearest: nowhere"):
         random_model(ModelShape("mistral", 64, 16, 100, True, DENSE, ("q",)), seed=0)
+
+
+@pytest.mark.parametrize("variant", [name for name in ONE_OF_EACH if not name.startswith("mamba")])
+def test_shapes_of_every_family(variant: str) -> None:
+    model = tiny_model(variant)
+    for shape in (model_shape(model.config), varied_plan(model).target):
+        random = random_model(shape, seed=0)
+        assert model_shape(random.config) == shape
+        assert sum(weight.numel() for weight in random.parameters()) == shape.parameters()
+        assert random(tokens(1, 5)).logits.isfinite().all()
+
+
+def test_a_shape_that_the_family_cannot_have() -> None:
+    shape = dataclasses.replace(model_shape(tiny_model("gpt2").config), gated=True)
+    with pytest.raises(BadInputError, match=r"family gpt2 has no model with .*nearest: .*gated=False"):
+        random_model(shape, seed=0)

@@ -1,0 +1,138 @@
+"""Several plans from one search, with what is predicted of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prune_export.benchmark.roofline import roofline_table
+from prune_export.delivery.request import Job
+from prune_export.delivery.search import Searcher
+from prune_export.errors import BadInputError, InfeasibleError
+from prune_export.plan import PrunePlan
+from prune_export.profiles.latency import LatencyTable
+from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError
+from prune_export.shape import LayerShape
+from prune_export.units import format_duration
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and its predictions.
+
+    Attributes:
+        asked: removed share of the parameters that was asked for.
+        plan: what the search found.
+        perplexity: calibration perplexity.
+        dense_perplexity: the same before.
+        divergence: predicted KL from the dense model's output in nats a token, where the search predicts it.
+        latency_s: predicted for the device, or None where its profile says too little.
+        dense_latency_s: the same before.
+        latency_by: "measured" or "roofline": what the latency table comes from; empty without one.
+        front: what was traded for what, where the search looks at several costs at once.
+    """
+
+    asked: float
+    plan: PrunePlan
+    perplexity: float
+    dense_perplexity: float
+    divergence: float | None
+    latency_s: float | None
+    dense_latency_s: float | None
+    latency_by: str
+    front: tuple[FrontPoint, ...] = ()
+
+
+def plan_ratios(
+    job: Job, searcher: Searcher, ratios: Sequence[float], *, metric: str, as_far_as_possible: bool
+) -> tuple[Planned, ...]:
+    """A plan for each ratio, each what the search finds for it alone.
+
+    Args:
+        job: the delivery at work.
+        searcher: whose cost counts parameters.
+        ratios: removed shares of the parameters.
+        metric: the latency to predict: "tpot", "ttft" or "total".
+        as_far_as_possible: end before the first ratio out of reach, if there is one before it, instead of raising.
+
+    Raises:
+        InfeasibleError: a ratio is out of reach; the message says the highest that is not.
+    """
+    dense = float(job.shape.parameters())
+    table = _table(job)
+    made: list[Planned] = []
+    for ratio in ratios:
+        try:
+            result = searcher.result(dense * (1.0 - ratio))
+        except SearchInfeasibleError as error:
+            highest = 1.0 - error.lowest_cost / dense
+            reason = (
+                f"{100 * ratio:g}% of the parameters cannot go: at most {highest:.1%} can by this search; ask for less"
+            )
+            if not (as_far_as_possible and made):
+                raise InfeasibleError(reason) from None
+            job.progress.note(f"note: {reason}")
+            break
+        plan = searcher.made(result)
+        latencies = [_seconds(job, table, shape.layers, metric) for shape in (plan.target, job.shape)]
+        made.append(
+            Planned(
+                asked=ratio,
+                plan=plan,
+                perplexity=result.perplexity,
+                dense_perplexity=result.dense_perplexity,
+                divergence=result.divergence,
+                latency_s=latencies[0],
+                dense_latency_s=latencies[1],
+                latency_by="" if table is None else table.source,
+                front=result.front,
+            )
+        )
+    return tuple(made)
+
+
+def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> str:
+    """The front as a table: removed share, predicted latency, calibration perplexity or divergence, file."""
+    first = planned[0]
+    divergence = first.divergence is not None
+    header = ["removed", "parameters", f"~{metric}", "speed", "KL" if divergence else "perplexity", "plan"]
+    dense_score = "0" if divergence else f"{first.dense_perplexity:.4g}"
+    rows = [
+        header,
+        ["0.0%", f"{first.plan.dense.parameters():,}", _duration(first.dense_latency_s), "", dense_score, ""],
+    ]
+    for item, name in zip(planned, names, strict=True):
+        speed = ""
+        if item.latency_s is not None and item.dense_latency_s is not None:
+            speed = f"{item.dense_latency_s / item.latency_s:.2f}x"
+        score = f"{item.perplexity:.4g}" if item.divergence is None else f"{item.divergence:.4g}"
+        parameters = f"{item.plan.target.parameters():,}"
+        rows.append([f"{item.plan.ratio:.1%}", parameters, _duration(item.latency_s), speed, score, name])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
+    how = f"latency predicted by {first.latency_by} costs of the device" if first.latency_by else "no latency predicted"
+    return "\n".join([*lines, f"{how}, {'KL' if divergence else 'perplexity'} on the calibration text"])
+
+
+def _table(job: Job) -> LatencyTable | None:
+    """The device's own table, or a roofline estimate; None where the profile says too little."""
+    precision = job.request.precisions[0]
+    try:
+        if job.profile.latency_table is None:
+            return roofline_table(job.profile, job.shape, job.workload, (precision,))
+        job.profile.latency_table.phase("decode", precision)
+        return job.profile.latency_table
+    except BadInputError as error:
+        job.progress.note(f"note: no latency is predicted: {error}")
+        return None
+
+
+def _seconds(job: Job, table: LatencyTable | None, layers: tuple[LayerShape, ...], metric: str) -> float | None:
+    return None if table is None else table.predict(layers, metric, precision=job.request.precisions[0])
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds)

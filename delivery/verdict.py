@@ -1,0 +1,61 @@
+"""Whether a measured variant meets the target.
+
+An absolute limit is compared with the variant's own percentile over all of its samples.  A speed-up is a ratio, and the
+machine drifts and has bursts: variant and baseline are compared within each round, where one ran right after the other,
+and the median round decides.  A burst in one round of either changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prune_export.benchmark.compare import paired_ratio, per_round
+from prune_export.manifest import Measurement
+from prune_export.target import Target
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A figure and the limit that it is compared with, in the target metric's unit.
+
+    Attributes:
+        figure: of the variant: over all samples, or for a speed-up in the deciding round.
+        limit: the target's, or for a speed-up the baseline's figure in the deciding round divided by the factor.
+        speedups: for a speed-up: baseline / variant of each round.
+    """
+
+    figure: float
+    limit: float
+    speedups: tuple[float, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Within the limit."""
+        return self.figure <= self.limit
+
+
+def judged(target: Target, *, baseline: Measurement, variant: Measurement) -> Verdict:
+    """The verdict on a variant that was measured in turns with the baseline.
+
+    Args:
+        target: of latency or memory.
+        baseline: the dense model in the same precision.
+        variant: what is judged.
+    """
+    if target.speedup is None:
+        assert target.limit is not None
+        return Verdict(figure_of(target, variant), target.limit)
+    ratios = paired_ratio(baseline, variant, target.metric, target.statistic).per_round
+    # Of an even number of rounds the slower one of the two in the middle: never better than the median.
+    deciding = sorted(range(len(ratios)), key=lambda index: ratios[index])[(len(ratios) - 1) // 2]
+    figure = per_round(variant, target.metric, target.statistic)[deciding]
+    base = per_round(baseline, target.metric, target.statistic)[deciding]
+    return Verdict(figure, base / target.speedup, ratios)
+
+
+def figure_of(target: Target, measurement: Measurement) -> float:
+    """What a measurement says of the target's metric over all samples: seconds, or bytes for a memory target."""
+    if target.metric == "memory":
+        return float(measurement.peak_rss_bytes)
+    metric = target.metric if target.metric != "parameters" else "tpot"
+    return measurement.percentile(metric, target.statistic)

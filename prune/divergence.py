@@ -1,0 +1,131 @@
+"""How far a changed model's predictions are from the dense model's, on fixed tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from prune_export.prune.candidates import Structure
+from prune_export.prune.layer_runner import LayerRunner
+
+_BATCH_TOKENS = 2048
+_HEAD_BYTES = 64 << 20
+_SKETCH = 8192  # numbers that an effect is kept in: inner products are off by about 1 / sqrt(8192) of the norms
+_SEED = 20241
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a change does to the predictions.
+
+    Attributes:
+        per_sequence: [N] mean over a sequence's tokens of KL(dense || changed), in nats.
+        nll: mean NLL of the text's own next tokens, in nats.
+        sketch: [S] random projection of sqrt(p) (z - E_p z) / sqrt(2 tokens), where z = log q - log p: to second order
+            |sketch|^2 is the divergence, and effects of several changes add up.
+    """
+
+    per_sequence: torch.Tensor
+    nll: float
+    sketch: torch.Tensor
+
+    @property
+    def divergence(self) -> float:
+        """Mean over all tokens, in nats; infinite when something overflowed."""
+        value = float(self.per_sequence.mean())
+        return value if math.isfinite(value) else math.inf
+
+
+class Divergence:
+    """Runs suffixes of the model from cached states of the dense one.
+
+    Args:
+        runner: of the model; its weights may be changed between calls.
+        tokens: [N, T].
+
+    Attributes:
+        block_evaluations: sub-blocks run over all tokens so far, the dense pass included.
+    """
+
+    def __init__(self, runner: LayerRunner, tokens: torch.Tensor) -> None:
+        self._runner = runner
+        self._dense: Structure = runner.shape.layers
+        self._tokens = tokens
+        self._blocks = 2 * len(self._dense)
+        self._states: dict[int, torch.Tensor] = {0: runner.embed(tokens)}
+        self._log_p: torch.Tensor | None = None
+        generator = torch.Generator().manual_seed(_SEED)
+        width = math.ceil(_SKETCH / tokens.numel())
+        signs = torch.randint(0, 2, (runner.shape.vocab_size, width), generator=generator, dtype=torch.int8)
+        self._signs = (2 * signs - 1).float() / math.sqrt(width)
+        self.block_evaluations = 0
+
+    @torch.inference_mode()
+    def learn_dense(self) -> float:
+        """Runs the dense model once; returns its mean NLL.  Every later divergence is from it."""
+        hidden = self.run(0, self._dense)
+        self._log_p = torch.cat([torch.log_softmax(self._runner.logits(rows), -1) for rows in self._rows(hidden)])
+        return self._nll(self._log_p)
+
+    @torch.inference_mode()
+    def keep_state(self, block: int) -> None:
+        """Caches the dense residual stream at the input of a sub-block; those two and more before it are dropped."""
+        self._states = {index: state for index, state in self._states.items() if index >= block - 3 or index == 0}
+        if block not in self._states:
+            self._states[block] = self._advance(block, self._dense)
+
+    @torch.inference_mode()
+    def of(self, start: int, structure: Structure) -> Effect:
+        """The effect of what was changed from sub-block `start` on."""
+        assert self._log_p is not None, "learn_dense comes first"
+        hidden = self.run(start, structure)
+        nll, at = 0.0, 0
+        sketches, divergences = [], []
+        for rows in self._rows(hidden):
+            log_p = self._log_p[at : at + len(rows)]
+            log_q = torch.log_softmax(self._runner.logits(rows), -1)
+            p = log_p.exp()
+            z = log_q - log_p
+            mean = (p * z).sum(-1, keepdim=True)
+            divergences.append(-mean[:, 0].double())
+            nll += self._nll(log_q, at) * len(rows)
+            sketches.append((p.sqrt() * (z - mean)) @ self._signs)
+            at += len(rows)
+        sketch = torch.cat(sketches).reshape(-1) / math.sqrt(2 * at)
+        return Effect(torch.cat(divergences).view(len(self._tokens), -1).mean(1), nll / at, sketch)
+
+    def run(self, start: int, structure: Structure) -> torch.Tensor:
+        """Last residual stream [N, T, D] with the sub-blocks from `start` on as in `structure`."""
+        return self._advance(self._blocks, structure, start=start)
+
+    def _advance(self, end: int, structure: Structure, *, start: int | None = None) -> torch.Tensor:
+        limit = end if start is None else start
+        known = max(index for index in self._states if index <= limit)
+        state = self._states[known]
+        for block in range(known, limit):
+            state = self._run_block(state, block, self._dense)
+        for block in range(limit, end):
+            state = self._run_block(state, block, structure)
+        return state
+
+    def _run_block(self, state: torch.Tensor, block: int, structure: Structure) -> torch.Tensor:
+        if not self._runner.changes(block, structure):
+            return state
+        self.block_evaluations += 1
+        step = max(1, _BATCH_TOKENS // state.shape[1])
+        return torch.cat([self._runner.run_block(part, block, structure) for part in state.split(step)])
+
+    def _rows(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        step = max(1, _HEAD_BYTES // (4 * self._runner.shape.vocab_size))
+        rows: tuple[torch.Tensor, ...] = hidden.reshape(-1, hidden.shape[-1]).split(step)
+        return rows
+
+    def _nll(self, log_q: torch.Tensor, at: int = 0) -> float:
+        """Mean NLL of rows at .. at + len; the last token of a sequence predicts nothing and counts as the mean."""
+        following = self._tokens.roll(-1, 1).reshape(-1)[at : at + len(log_q)]
+        places = torch.arange(at, at + len(log_q)) % self._tokens.shape[1] != self._tokens.shape[1] - 1
+        if not bool(places.any()):
+            return 0.0
+        return float(-log_q.gather(1, following[:, None])[places].mean(dtype=torch.float64))

@@ -1,0 +1,265 @@
+"""The fast search: score each sub-block's options once, allocate any budget, check the best plans for real.
+
+One scoring (`scoring.Scoring`) serves every budget and cost; `allocation` finds the plan of least predicted harm with
+interactions, and a few plans around it are evaluated with everything compensated at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prune_export.plan import PlanStep
+from prune_export.prune.allocation import Problem, allocate, cheapest, exchanges
+from prune_export.prune.calibration import spread_windows
+from prune_export.prune.compensated import CompensatedPlan
+from prune_export.prune.divergence import Effect
+from prune_export.prune.reorder import LayerOrder
+from prune_export.prune.score_file import ScoreFolder
+from prune_export.prune.scoring import BlockScores, Scoring
+from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
+from prune_export.prune.sub_blocks import sub_blocks
+from prune_export.shape import LayerShape, ModelShape
+
+_SCORING_TOKENS = 2048
+_TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change
+_FEWEST_TOKENS = 2048
+_EXCHANGES = 4  # plans around the best predicted one that are evaluated too
+_TIGHTER = 5
+
+
+class FastSearch:
+    """Finds structures of least divergence within budgets.
+
+    Args:
+        model: dense, of a supported family, in evaluation mode.
+        tokens: [N, T] calibration tokens.
+        cost: cost of a shape; the sum of its sub-blocks' costs and a constant.
+        cost_unit: what it counts.
+        mlp_group: step of the MLP widths that may be chosen.
+        kv_group: step of the KV-head counts.
+        folder: keeps the scores.
+        progress: called with (done, total, detail) while scoring.
+
+    Raises:
+        BadInputError: no usable tokens, or activations that are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: NDArray[Any],
+        *,
+        cost: Callable[[ModelShape], float],
+        cost_unit: str = "parameters",
+        mlp_group: int = 1,
+        kv_group: int = 1,
+        folder: ScoreFolder,
+        progress: Callable[[float, float, str], None] | None = None,
+    ) -> None:
+        windows = torch.as_tensor(np.asarray(tokens)).long()
+        self._model = model
+        self._cost_of, self._unit = cost, cost_unit
+        self._groups = {"mlp": mlp_group, "attention": kv_group, "mixer": 1}
+        self._folder = folder
+        widest = max(block.columns.numel() for block in sub_blocks(model))
+        scoring = spread_windows(windows, _SCORING_TOKENS)
+        calibration = spread_windows(windows, max(_FEWEST_TOKENS, _TOKENS_PER_CHANNEL * widest))
+        self._scoring = Scoring(model, scoring, calibration, keep=self._keep)
+        self._dense = self._scoring.shape
+        self._scores = self._score_all(progress)
+        self.orders = self._orders()
+        self._plan = CompensatedPlan(self._scoring, self._scores, folder)
+        self._tokens = {"scoring": scoring.numel(), "calibration": calibration.numel()}
+        self._options = self._make_options()
+        self._evaluations = 0
+
+    @property
+    def layer_tokens(self) -> float:
+        """Layers run times tokens so far; a layer is two sub-blocks."""
+        scored = self._scoring.divergence.block_evaluations * self._tokens["scoring"]
+        return (scored + self._scoring.moment_evaluations * self._tokens["calibration"]) / 2
+
+    def run(self, budget: float, *, progress: Callable[[float, float, str], None] | None = None) -> SearchResult:
+        """The structure of least divergence found whose cost is at most `budget`.
+
+        Args:
+            budget: in the cost unit.
+            progress: called with (done, total, detail).
+
+        Raises:
+            SearchInfeasibleError: nothing within the budget can be reached.
+        """
+        before = self._scoring.divergence.block_evaluations
+        problem = self._problem()
+        dense_cost = self._cost(self._dense.layers)
+        found = self._within(problem, budget, dense_cost)
+        if found is None:
+            raise self._infeasible(problem, budget)
+        best, effect = self._check(problem, found, budget - dense_cost, progress)
+        layers = self._layers(best)
+        return SearchResult(
+            dense=self._dense,
+            shape=self._dense.with_layers(layers),
+            orders=self.orders,
+            history=self._history(best, effect),
+            perplexity=math.exp(min(700.0, self._scoring.dense_nll + effect.divergence)),
+            dense_perplexity=math.exp(self._scoring.dense_nll),
+            cost=self._cost(layers),
+            dense_cost=dense_cost,
+            cost_unit=self._unit,
+            method=self._method(),
+            evaluations=self._evaluations,
+            block_evaluations=self._scoring.divergence.block_evaluations - before,
+            plain_evaluations=self._scoring.divergence.block_evaluations - before,
+        )
+
+    def _score_all(self, progress: Callable[[float, float, str], None] | None) -> list[BlockScores]:
+        scores = []
+        blocks = self._scoring.blocks
+        for done, block in enumerate(blocks):
+            if progress is not None:
+                progress(done, len(blocks), block.name.replace(": its", ""))
+            known = self._folder.get(block.index)
+            if known is None or self._folder.matrix("moment", block.index) is None:
+                known = self._scoring.score(block)
+                self._folder.put(known)
+            elif any(self._folder.get(later.index) is None for later in blocks[done:]):
+                self._scoring.skip(block)
+            scores.append(known)
+        return scores
+
+    def _keep(self, name: str, index: int, values: torch.Tensor) -> None:
+        self._folder.put_matrix(name, index, values.float().numpy())
+
+    def _orders(self) -> tuple[LayerOrder, ...]:
+        parts: dict[tuple[int, str], tuple[int, ...]] = {
+            (scores.index // 2, scores.part): tuple(scores.order.tolist()) for scores in self._scores
+        }
+        return tuple(
+            LayerOrder(*(parts.get((layer, part), ()) for part in ("attention", "mlp", "mixer")))
+            for layer in range(len(self._dense.layers))
+        )
+
+    def _make_options(self) -> list[tuple[int, int]]:
+        """(position of the sub-block, size) of every option, by sub-block, sizes ascending."""
+        options = []
+        for position, scores in enumerate(self._scores):
+            step = self._groups[scores.part] if scores.part != "mixer" else max(1, scores.units // 12)
+            sizes = sorted({0, scores.units, *range(step, scores.units, step)})
+            options += [(position, size) for size in sizes]
+        return options
+
+    def _problem(self) -> Problem:
+        effects = np.zeros((len(self._options), self._scores[0].sketches.shape[1]), dtype=np.float32)
+        for row, (position, size) in enumerate(self._options):
+            scores = self._scores[position]
+            if size < scores.units:
+                direction = scores.sketches[scores.nearest(size)]
+                length = float(np.linalg.norm(direction)) or 1.0
+                effects[row] = direction * (math.sqrt(min(scores.divergence(size), 1e6)) / length)
+        dense_cost = self._cost(self._dense.layers)
+        costs = [self._cost(self._with(position, size)) - dense_cost for position, size in self._options]
+        keeping = [size > 0 and self._scores[position].part != "mlp" for position, size in self._options]
+        return Problem(
+            owner=np.asarray([position for position, _ in self._options], dtype=np.int64),
+            cost=np.asarray(costs),
+            gram=(effects @ effects.T).astype(np.float64),
+            vital=np.asarray(keeping),
+        )
+
+    def _within(self, problem: Problem, budget: float, dense_cost: float) -> list[NDArray[np.int64]] | None:
+        """Choices whose real cost is within the budget, should it not quite be the sum of its parts."""
+        allowed = budget - dense_cost
+        for _ in range(_TIGHTER):
+            found = allocate(problem, allowed)
+            if found is None:
+                return None
+            over = max(self._cost(self._layers(choice)) for choice in found) - budget
+            if over <= 0:
+                return found
+            allowed -= over * 1.01 + 1e-9 * abs(budget)
+        return None
+
+    def _check(
+        self,
+        problem: Problem,
+        found: list[NDArray[np.int64]],
+        allowed: float,
+        progress: Callable[[float, float, str], None] | None,
+    ) -> tuple[NDArray[np.int64], Effect]:
+        """The best of a few choices by real evaluations; another than the predicted one only beyond its noise."""
+        around = [
+            choice
+            for choice in exchanges(problem, found[0], allowed, most=_EXCHANGES)
+            if self._cost(self._layers(choice)) <= allowed + self._cost(self._dense.layers)
+        ]
+        best, effect = found[0], self._evaluate(found[0])
+        candidates = [*found[1:], *around]
+        for done, choice in enumerate(candidates):
+            if progress is not None:
+                progress(done + 1, len(candidates) + 1, f"divergence {effect.divergence:.4f}")
+            other = self._evaluate(choice)
+            gain = effect.per_sequence - other.per_sequence
+            noise = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+            if float(gain.mean()) > noise:
+                best, effect = choice, other
+        return best, effect
+
+    def _evaluate(self, choice: NDArray[np.int64]) -> Effect:
+        self._evaluations += 1
+        sizes = {self._scores[position].index: size for position, size in (self._options[at] for at in choice)}
+        return self._plan.effect(sizes)
+
+    def _infeasible(self, problem: Problem, budget: float) -> SearchInfeasibleError:
+        smallest = cheapest(problem)
+        layers, effect = self._layers(smallest), self._evaluate(smallest)
+        cost = self._cost(layers)
+        perplexity = math.exp(min(700.0, self._scoring.dense_nll + effect.divergence))
+        return SearchInfeasibleError(
+            f"no plan reaches {budget:.6g} {self._unit}: the lowest reachable is {cost:.6g} {self._unit}, "
+            f"at a calibration perplexity of about {perplexity:.4g}",
+            lowest_cost=cost,
+            perplexity=perplexity,
+            shape=self._dense.with_layers(layers),
+        )
+
+    def _layers(self, choice: NDArray[np.int64]) -> tuple[LayerShape, ...]:
+        layers = list(self._dense.layers)
+        for position, size in (self._options[at] for at in choice):
+            block = self._scoring.blocks[position]
+            layers[block.layer] = block.resized(layers[block.layer], self._dense.layers[block.layer], size)
+        return tuple(layers)
+
+    def _with(self, position: int, size: int) -> tuple[LayerShape, ...]:
+        layers = list(self._dense.layers)
+        block = self._scoring.blocks[position]
+        layers[block.layer] = block.resized(layers[block.layer], layers[block.layer], size)
+        return tuple(layers)
+
+    def _cost(self, layers: tuple[LayerShape, ...]) -> float:
+        return float(self._cost_of(self._dense.with_layers(layers)))
+
+    def _history(self, choice: NDArray[np.int64], effect: Effect) -> tuple[PlanStep, ...]:
+        """One step a changed sub-block, in the order of the stream; all were chosen at once."""
+        perplexity = math.exp(min(700.0, self._scoring.dense_nll + effect.divergence))
+        cost = self._cost(self._layers(choice))
+        steps = []
+        for position, size in (self._options[at] for at in choice):
+            block = self._scoring.blocks[position]
+            if size < block.units:
+                stage = "blocks" if size == 0 else block.part
+                steps.append(PlanStep(stage, block.layer, block.part, size, perplexity, cost))
+        return tuple(steps)
+
+    def _method(self) -> str:
+        groups = f"MLP widths in steps of {self._groups['mlp']}, KV heads of {self._groups['attention']}"
+        return (
+            f"fast search: divergence on {self._tokens['scoring']} tokens, moments of {self._tokens['calibration']}, "
+            f"{groups}"
+        )

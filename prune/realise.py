@@ -1,0 +1,48 @@
+"""Makes a plan real: surgery, and where the plan asks for it, the fit of what stays to what goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from prune_export.plan import PrunePlan
+from prune_export.prune.loading import load_model, weight_files
+from prune_export.prune.refit import refit
+from prune_export.prune.surgery import prune_model
+
+
+def realise(
+    source: Path,
+    plan: PrunePlan,
+    tokens: NDArray[Any],
+    *,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> Any:
+    """The physically smaller model of a plan, in fp32; fitted weights are rounded to the source's stored precision.
+
+    Args:
+        source: directory of the dense checkpoint.
+        plan: of that model.
+        tokens: [N, T] calibration tokens; read only where the plan is compensated.
+        progress: called with (done, total, detail).
+
+    Raises:
+        BadInputError: as `load_model` and `prune_model`, or activations that are not finite.
+    """
+    dense = load_model(source)
+    pruned = prune_model(dense, plan)
+    if plan.compensated:
+        refit(dense, pruned, torch.as_tensor(tokens).long(), stored=stored_dtype(source), progress=progress)
+    return pruned
+
+
+def stored_dtype(source: Path) -> torch.dtype:
+    """The checkpoint's own weight type: kept weights are unchanged, so nothing is gained by a wider one."""
+    with safe_open(weight_files(source)[0], framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(next(iter(file.keys())))
+        return tensor.dtype

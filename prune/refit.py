@@ -1,0 +1,296 @@
+"""Compensation of a chosen plan: the output projections that remain are fitted again, in order, to the dense model.
+
+The pruned model is walked beside the dense one.  With X the pruned model's input of a projection and R the dense
+stream behind its sub-block (and behind removed ones that follow, which are thus absorbed) minus the pruned one,
+
+    W' = W + R X^T (X X^T + lambda I)^-1
+
+so each fit also makes up for what those before it left.  Tokens count by the inverse square of their stream, as the
+norm behind it will see them.  lambda is chosen for each projection on windows held out from the fit; no update, which
+is lambda -> infinity, wins ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prune_export.errors import BadInputError
+from prune_export.prune.calibration import spread_windows
+from prune_export.prune.families import family_of
+from prune_export.prune.fitting import Sums, Update, best_update
+from prune_export.prune.layer_runner import LayerRunner
+from prune_export.prune.reorder import identity_orders
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.sub_blocks import SubBlock, matrix, recorded, set_matrix, sub_blocks
+
+ADVISABLE_PER_CHANNEL = 10
+_TOKENS_PER_CHANNEL = 96  # beyond which fits hardly get better
+_FEWEST_TOKENS = 4096
+_BATCH_TOKENS = 2048
+_HOLD_OUT = 5  # every fifth window
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of one projection.
+
+    Attributes:
+        block: name of the sub-block.
+        ridge: share of the moment's mean diagonal, or None where no update was better.
+        error_before: mean squared error of the stream on held-out tokens, relative to the stream.
+        error_after: the same with the update.
+    """
+
+    block: str
+    ridge: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Outcome of a walk.
+
+    Attributes:
+        fits: one a remaining sub-block, in order.
+        layer_tokens: layers run times tokens, dense and pruned ones together; a layer is two sub-blocks.
+    """
+
+    fits: tuple[Fit, ...]
+    layer_tokens: float
+
+
+@dataclass
+class _Batch:
+    """Some windows on their way through both models.
+
+    Attributes:
+        dense: residual stream [B, T, D] of the dense model.
+        pruned: of the pruned one.
+        held: [B] windows that are held out from the fits.
+        before: the pruned stream in front of the sub-blocks at work.
+        inputs: [B, T, n] of each projection at work.
+        missing: [B, T, D] what each projection should add to its output.
+    """
+
+    dense: torch.Tensor
+    pruned: torch.Tensor
+    held: torch.Tensor
+    before: torch.Tensor
+    inputs: list[torch.Tensor]
+    missing: list[torch.Tensor]
+
+
+class _Walk:
+    """Both models side by side.
+
+    Args:
+        dense, pruned: models; projections of the latter are replaced.
+        windows: [N, T].
+        stored: precision that fitted weights are rounded to.
+    """
+
+    def __init__(self, dense: Any, pruned: Any, windows: torch.Tensor, stored: torch.dtype) -> None:
+        family = family_of(dense.config)
+        self._stored = stored
+        self._family, self._models = family, (dense, pruned)
+        self._parallel = family.parallel is not None and bool(getattr(dense.config, family.parallel))
+        # A norm behind the projections leaves no linear way to the stream: then their own outputs are the target.
+        self._additive = family.attention_post_norm is None and family.mlp_post_norm is None
+        self._dense_blocks = {block.index: block for block in sub_blocks(dense)}
+        self._blocks = sub_blocks(pruned)
+        self._dense, self._pruned = _runner(dense), _runner(pruned)
+        self._at = 0
+        step = max(1, _BATCH_TOKENS // windows.shape[1])
+        held = torch.arange(len(windows)) % _HOLD_OUT == _HOLD_OUT - 1
+        self._batches = []
+        for rows, marks in zip(windows.split(step), held.split(step), strict=True):
+            stream = self._pruned.embed(rows)
+            self._batches.append(_Batch(self._dense.embed(rows), stream, marks, stream, [], []))
+        self.evaluations = 0
+
+    def stages(self) -> list[tuple[list[SubBlock], int]]:
+        """(sub-blocks that are fitted together, where the next ones begin), along the stream."""
+        groups: list[list[SubBlock]] = []
+        for block in self._blocks:
+            if groups and self._parallel and groups[-1][0].layer == block.layer:
+                groups[-1].append(block)
+            else:
+                groups.append([block])
+        ends = [2 * group[0].layer if self._parallel else group[0].index for group in groups[1:]]
+        return list(zip(groups, [*ends, 2 * len(self._dense.shape.layers)], strict=True))
+
+    def fit(self, group: list[SubBlock], end: int) -> list[Fit]:
+        """Fits the projections of a stage, so that the pruned stream gets close to the dense one at `end`."""
+        self._adapt(group)
+        for batch in self._batches:
+            self._pass(batch, group, end)
+        passed = sum(self._at <= index < end for index in self._dense_blocks)
+        self.evaluations += len(group) + passed
+        self._at = end
+        fits = [self._fit(block, position) for position, block in enumerate(group)]
+        if not self._additive:
+            for batch in self._batches:
+                batch.pruned = self._advance(self._pruned, batch.before, group)
+            self.evaluations += len(group)
+        return fits
+
+    def _adapt(self, group: list[SubBlock]) -> None:
+        """Fits the input projections to the dense model's inputs: the pruned stream is not the one that they know."""
+        first = group[0].layer * 2 if self._parallel else group[0].index
+        for batch in self._batches:
+            for index in range(self._at, first):
+                batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
+        self._at = first
+        for block in group:
+            norm = self._family.norms(block.part)[0]
+            ours, theirs = (self._layer(model, block).get_submodule(norm) for model in self._models)
+            width = self._dense.shape.hidden_size
+            fitted, held = Sums(width, width), Sums(width, width)
+            for batch in self._batches:
+                x = theirs(batch.pruned)
+                _add(fitted, held, batch.held, x, ours(batch.dense) - x, torch.ones_like(x[..., :1]))
+            update = best_update(fitted, held, bias=False) if held.count else None
+            if update is not None:
+                for module in self._readers(block):
+                    old = matrix(module).double()
+                    set_matrix(module, (old + old @ update.weight).to(self._stored))
+
+    def _layer(self, model: Any, block: SubBlock) -> Any:
+        return model.get_submodule(self._family.layers)[block.layer]
+
+    def _readers(self, block: SubBlock) -> list[Any]:
+        """The pruned model's projections that read the normed stream."""
+        family = self._family
+        names: dict[str, tuple[str, ...]] = {
+            "attention": ("q", "k", "v") if family.heads == "separate" else ("qkv",),
+            "mlp": family.in_modules,
+            "mixer": ("in",),
+        }
+        layer = self._layer(self._models[1], block)
+        return [layer.get_submodule(family.path(block.part, name)) for name in names[block.part]]
+
+    def _pass(self, batch: _Batch, group: list[SubBlock], end: int) -> None:
+        own = [self._dense_blocks[block.index] for block in group]
+        with _recorded(own) as wanted:
+            for index in range(self._at, end):
+                batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
+        batch.before = batch.pruned
+        with _recorded(group) as seen:
+            batch.pruned = self._advance(self._pruned, batch.before, group)
+        batch.inputs = [calls[-1][0] for calls in seen]
+        if not all(bool(torch.isfinite(part.sum(dtype=torch.float64))) for part in batch.inputs):
+            raise BadInputError(
+                f"{group[0].name} gives activations that are not finite on the calibration text: "
+                "the weights are damaged or do not fit the configuration"
+            )
+        if self._additive:
+            batch.missing = [batch.dense - batch.pruned] * len(group)
+        else:
+            batch.missing = [ours[-1][1] - theirs[-1][1] for ours, theirs in zip(wanted, seen, strict=True)]
+
+    def _advance(self, runner: LayerRunner, stream: torch.Tensor, group: list[SubBlock]) -> torch.Tensor:
+        first = group[0].layer * 2 if self._parallel else group[0].index
+        last = first + 1 if self._parallel else first
+        for index in range(first, last + 1):
+            stream = runner.run_block(stream, index, runner.shape.layers)
+        return stream
+
+    def _fit(self, block: SubBlock, position: int) -> Fit:
+        outputs, inputs = matrix(block.module).shape
+        fitted, held = Sums(inputs, outputs), Sums(inputs, outputs)
+        size = 0.0
+        for batch in self._batches:
+            scale = batch.dense.square().mean(-1, keepdim=True).clamp_min(1e-12).reciprocal()
+            size += float((batch.dense.square() * scale)[batch.held].sum(dtype=torch.float64))
+            _add(fitted, held, batch.held, batch.inputs[position], batch.missing[position], scale)
+        update = best_update(fitted, held, bias=block.module.bias is not None)
+        if update is not None:
+            self._update(block, position, update)
+        whole, gain = max(size, 1e-30), update.gain if update is not None else 0.0
+        return Fit(block.name, update.ridge if update else None, held.rr / whole, (held.rr - gain) / whole)
+
+    def _update(self, block: SubBlock, position: int, update: Update) -> None:
+        """Changes a projection, and the streams with it."""
+        module = block.module
+        old = matrix(module)
+        set_matrix(module, (old.double() + update.weight).to(self._stored))
+        change = matrix(module) - old
+        moved = torch.zeros(len(old), dtype=old.dtype)
+        if module.bias is not None:
+            bias = (module.bias.double() + update.bias).to(self._stored).to(module.bias.dtype)
+            moved = bias - module.bias
+            module.bias = torch.nn.Parameter(bias, requires_grad=False)
+        if self._additive:
+            for batch in self._batches:
+                batch.pruned = batch.pruned + batch.inputs[position] @ change.T + moved
+                batch.missing = [batch.dense - batch.pruned] * len(batch.missing)
+
+
+def refit(
+    dense: Any,
+    pruned: Any,
+    windows: torch.Tensor,
+    *,
+    stored: torch.dtype = torch.float32,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> Refit:
+    """Fits the output projections of a pruned model to the dense one it was cut from, in place.
+
+    Weights of the pruned model are replaced, never written to, so tensors that it shares with the dense one are safe.
+
+    Args:
+        dense: model before surgery.
+        pruned: after it (`surgery.prune_model`).
+        windows: [N, T] calibration tokens, at least `ADVISABLE_PER_CHANNEL` for each input; a spread of as many as
+            help is used.
+        stored: precision in which the weights will be stored: they are rounded to it at once, so that later fits make
+            up for that too.
+        progress: called with (done, total, detail).
+
+    Raises:
+        BadInputError: activations that are not finite; names the layer.
+    """
+    fits: list[Fit] = []
+    widest = max(matrix(block.module).shape[1] for block in sub_blocks(pruned))
+    windows = spread_windows(windows, max(_FEWEST_TOKENS, _TOKENS_PER_CHANNEL * widest))
+    with torch.inference_mode():
+        walk = _Walk(dense, pruned, windows, stored)
+        stages = walk.stages()
+        for done, (group, end) in enumerate(stages):
+            if progress is not None:
+                progress(done, len(stages), group[0].name.replace(": its", ""))
+            fits += walk.fit(group, end)
+    return Refit(tuple(fits), walk.evaluations / 2 * windows.numel())
+
+
+def shortage(windows: torch.Tensor, widest: int) -> str:
+    """A warning when the calibration text is short for a fit over `widest` inputs, else empty."""
+    wanted = ADVISABLE_PER_CHANNEL * widest
+    if windows.numel() >= wanted:
+        return ""
+    return (
+        f"{windows.numel()} calibration tokens for projections of up to {widest} inputs, {wanted} are advisable "
+        "(ten a channel): compensation may overfit, give more with --calibration-windows"
+    )
+
+
+def _runner(model: Any) -> LayerRunner:
+    return LayerRunner(model, identity_orders(model_shape(model.config).layers))
+
+
+def _add(fitted: Sums, held: Sums, marks: torch.Tensor, x: torch.Tensor, r: torch.Tensor, weight: torch.Tensor) -> None:
+    """Adds a batch [B, T, ...] to the moments, its windows in `marks` to those held out."""
+    for sums, chosen in ((fitted, ~marks), (held, marks)):
+        sums.add(*(part[chosen].reshape(-1, part.shape[-1]).float() for part in (x, r, weight)))
+
+
+@contextmanager
+def _recorded(blocks: list[SubBlock]) -> Iterator[list[list[tuple[torch.Tensor, torch.Tensor]]]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(recorded(block.module)) for block in blocks]

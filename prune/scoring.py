@@ -1,0 +1,280 @@
+"""One pass over the dense model that scores what every sub-block's removal and narrowing would do.
+
+For each sub-block: moments of its output projection's input, the order in which its units go (structured OBS), and the
+effect on the predictions of a few sizes, the rest of the projection compensating (`closed_form.shared_update`) and a
+removed sub-block absorbed by the projection before it.  Sizes in between follow from the losses of the elimination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prune_export.errors import BadInputError
+from prune_export.prune.closed_form import mean_diagonal, regression, shared_update
+from prune_export.prune.divergence import Divergence, Effect
+from prune_export.prune.elimination import eliminate
+from prune_export.prune.families import family_of
+from prune_export.prune.layer_runner import LayerRunner
+from prune_export.prune.reorder import LayerOrder, identity_orders
+from prune_export.prune.sensitivity import output_sensitivity
+from prune_export.prune.shapes import model_shape
+from prune_export.prune.sub_blocks import SubBlock, matrix, matrix_replaced, recorded, sub_blocks
+
+RIDGE = 1e-3  # of the mean diagonal; keeps the solves regular and takes next to nothing from the fit
+ABSORB_RIDGE = 1e-2  # a removed block's output is a weak function of its neighbour's input: easily overfitted
+_BATCH_TOKENS = 2048
+_MLP_ANCHORS = (0.125, 0.5)
+_FEW_UNITS = 4  # so many sizes or fewer are all scored
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """What is known of one sub-block.
+
+    Attributes:
+        index: of the sub-block along the residual stream.
+        part: "attention", "mlp" or "mixer".
+        order: its units, most important first.
+        losses: [units + 1] loss of the elimination by number of kept units.
+        sizes: scored sizes, ascending, the whole one left out.
+        divergences: of those sizes.
+        sketches: [sizes, S] effects of those sizes on the predictions.
+    """
+
+    index: int
+    part: str
+    order: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    sizes: NDArray[np.int64]
+    divergences: NDArray[np.float64]
+    sketches: NDArray[np.float32]
+
+    @property
+    def units(self) -> int:
+        """Units of the dense sub-block."""
+        return len(self.order)
+
+    def divergence(self, size: int) -> float:
+        """Divergence at any size: log-linear in the loss between scored sizes, proportional to it beyond them."""
+        if size >= self.units:
+            return 0.0
+        if size in self.sizes:
+            return float(self.divergences[self.sizes == size][0])
+        tiny = 1e-300
+        known = np.log(np.maximum(self.losses[self.sizes], tiny))[::-1]
+        values = np.log(np.maximum(self.divergences, tiny))[::-1]
+        wanted = float(np.log(max(self.losses[size], tiny)))
+        if wanted <= known[0]:
+            return float(np.exp(values[0] + wanted - known[0]))
+        return float(np.exp(np.interp(wanted, known, values)))
+
+    def nearest(self, size: int) -> int:
+        """Position of the scored size whose effect points where that of `size` does, by the losses."""
+        distance = np.abs(np.sqrt(self.losses[self.sizes]) - np.sqrt(self.losses[size]))
+        return int(distance.argmin())
+
+
+class Scoring:
+    """Walks the model once; call `score` for each of `blocks` in order.
+
+    Args:
+        model: dense, of a supported family, in evaluation mode; its weights are replaced for a moment and put back.
+        scoring: [N, T] tokens that effects are measured on.
+        calibration: [M, T] tokens of the moments.
+        keep: called with "moment", each sub-block's index and its moment [n, n], and with "cross", the index and the
+            mean of its output times the input of the sub-block that takes over when it is removed, [D, n'].
+
+    Attributes:
+        blocks: the model's sub-blocks.
+        dense_nll: mean NLL of the dense model on the scoring tokens.
+        moment_evaluations: sub-blocks run over all calibration tokens so far.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        scoring: torch.Tensor,
+        calibration: torch.Tensor,
+        *,
+        keep: Callable[[str, int, torch.Tensor], None] | None = None,
+    ) -> None:
+        self.shape = model_shape(model.config)
+        self.blocks = sub_blocks(model)
+        family = family_of(model.config)
+        self._parallel = family.parallel is not None and bool(getattr(model.config, family.parallel))
+        self._linear = family.attention_post_norm is None and family.mlp_post_norm is None
+        self._runner = LayerRunner(model, identity_orders(self.shape.layers))
+        self.divergence = Divergence(self._runner, scoring)
+        self.dense_nll = self.divergence.learn_dense()
+        self._keep = keep
+        self._sensitivity = output_sensitivity(model, self.blocks, calibration)
+
+        step = max(1, _BATCH_TOKENS // calibration.shape[1])
+        with torch.inference_mode():
+            self._states = [self._runner.embed(rows) for rows in calibration.split(step)]
+        self._inputs: dict[int, list[torch.Tensor]] = {}
+        self._moments: dict[int, torch.Tensor] = {}
+        self._outputs: dict[int, list[torch.Tensor]] = {}
+        self._layer = -1
+        self.moment_evaluations = 0
+
+    @torch.inference_mode()
+    def score(self, block: SubBlock) -> BlockScores:
+        """Scores one sub-block; those before it must have been passed with `score` or `skip`."""
+        self._reach(block.layer)
+        moment = self._moments[block.index]
+        weights = matrix(block.module)
+        seen = self._sensitivity[block.index].to(weights.dtype) @ weights
+        found = eliminate(seen, moment, block.columns, ridge=RIDGE)
+        self.set_order(block, found.order)
+        effects = {size: self._effect(block, size, weights, moment, found.order) for size in self._sizes(block)}
+        return BlockScores(
+            index=block.index,
+            part=block.part,
+            order=np.asarray(found.order, dtype=np.int64),
+            losses=np.asarray(found.losses, dtype=np.float64),
+            sizes=np.asarray(list(effects), dtype=np.int64),
+            divergences=np.asarray([effect.divergence for effect in effects.values()], dtype=np.float64),
+            sketches=np.stack([effect.sketch.numpy() for effect in effects.values()]).astype(np.float32),
+        )
+
+    def skip(self, block: SubBlock) -> None:
+        """Passes a sub-block whose scores are known from an earlier run."""
+        with torch.inference_mode():
+            self._reach(block.layer)
+
+    def _reach(self, layer: int) -> None:
+        """Runs the calibration tokens through the layers up to `layer`, keeping what its sub-blocks need."""
+        while self._layer < layer:
+            self._layer += 1
+            self._pass_layer(self._layer)
+
+    def _pass_layer(self, layer: int) -> None:
+        own = [block for block in self.blocks if block.layer == layer]
+        before = max((block.index for block in self.blocks if block.layer < layer), default=-1)
+        self._inputs = {index: inputs for index, inputs in self._inputs.items() if index == before}
+        self._moments = {index: moment for index, moment in self._moments.items() if index == before}
+        self._outputs = {}
+        for block in own:
+            self._inputs[block.index], self._outputs[block.index] = [], []
+        for at, state in enumerate(self._states):
+            for index in (2 * layer, 2 * layer + 1):
+                mine = [block for block in own if block.index == index or (self._parallel and index % 2)]
+                state = self._run(state, index, mine)
+            self._states[at] = state
+        self.moment_evaluations += len(own)
+        for block in own:
+            moment = second_moment(self._inputs[block.index])
+            if not bool(torch.isfinite(moment).all()):
+                raise BadInputError(
+                    f"{block.name} gives activations that are not finite on the calibration text: "
+                    "the weights are damaged or do not fit the configuration"
+                )
+            self._moments[block.index] = moment
+            if self._keep is not None:
+                self._keep("moment", block.index, moment)
+
+    def _run(self, state: torch.Tensor, index: int, blocks: list[SubBlock]) -> torch.Tensor:
+        """One batch through a sub-block, recording what enters and leaves the output projections in it."""
+        if not blocks:
+            return self._runner.run_block(state, index, self.shape.layers)
+        with recorded(blocks[0].module) as first, recorded(blocks[-1].module) as last:
+            state = self._runner.run_block(state, index, self.shape.layers)
+        for block, seen in zip(blocks, (first, last), strict=False):
+            inputs, outputs = seen[-1]  # an earlier call may have been made to learn the arguments
+            self._inputs[block.index].append(inputs)
+            self._outputs[block.index].append(outputs)
+        return state
+
+    def _sizes(self, block: SubBlock) -> list[int]:
+        if block.units <= _FEW_UNITS:
+            return list(range(block.units))
+        shares = _MLP_ANCHORS if block.part != "attention" else (0.25, 0.5, 0.75)
+        return sorted({0, *(max(1, round(share * block.units)) for share in shares)})
+
+    def _effect(
+        self, block: SubBlock, size: int, weights: torch.Tensor, moment: torch.Tensor, order: tuple[int, ...]
+    ) -> Effect:
+        self.divergence.keep_state(block.index)
+        if size == 0:
+            return self._removal(block)
+        structure = self.shape.layers
+        if block.part == "mixer":  # a narrower mixer mixes other things than a masked one
+            structure = self._resized(block, size)
+        with matrix_replaced(block.module, cut_matrix(block, weights, moment, order[:size])):
+            return self.divergence.of(self._start(block), structure)
+
+    def _removal(self, block: SubBlock) -> Effect:
+        helper = self.helper(block)
+        structure = self._resized(block, 0)
+        if helper is None:
+            return self.divergence.of(self._start(block), structure)
+        cross = cross_moment(self._outputs[block.index], self._inputs[helper.index])
+        if self._keep is not None:
+            self._keep("cross", block.index, cross)
+        moment = self._moments[helper.index]
+        extra = regression(moment, cross, ridge=ABSORB_RIDGE, scale=mean_diagonal(moment))
+        with matrix_replaced(helper.module, matrix(helper.module).double() + extra):
+            return self.divergence.of(min(self._start(helper), self._start(block)), structure)
+
+    def helper(self, block: SubBlock) -> SubBlock | None:
+        """The sub-block whose output projection takes over for a removed one."""
+        if not self._linear:
+            return None  # a norm after the projection: no linear map can stand in
+        if self._parallel:  # both write to the same stream; one before would change what the MLP reads
+            others = [other for other in self.blocks if other.layer == block.layer and other.index != block.index]
+        else:
+            others = [other for other in self.blocks if other.index < block.index][-1:]
+        return others[0] if others else None
+
+    def _start(self, block: SubBlock) -> int:
+        """First sub-block that has to be run again: in a parallel layer the whole layer runs in the MLP's place."""
+        return 2 * block.layer if self._parallel else block.index
+
+    def _resized(self, block: SubBlock, size: int) -> tuple[Any, ...]:
+        layers = list(self.shape.layers)
+        dense = layers[block.layer]
+        layers[block.layer] = block.resized(dense, dense, size)
+        return tuple(layers)
+
+    def set_order(self, block: SubBlock, order: tuple[int, ...]) -> None:
+        """Tells the runner in which order a mixer's units count; those of other parts are silenced by their weights."""
+        if block.part == "mixer":
+            self._runner.orders[block.layer] = LayerOrder((), (), order)
+
+
+def second_moment(inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Mean of x x^T [n, n] float64 over all tokens of a list of activations [..., n]; batches are summed in float64."""
+    width, count = inputs[0].shape[-1], 0
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for part in inputs:
+        rows = part.reshape(-1, width).float()
+        total += rows.T @ rows
+        count += len(rows)
+    return total / count
+
+
+def cross_moment(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Mean of y x^T [R, n] float64 over the same tokens of two lists of activations [..., R] and [..., n]."""
+    total, count = torch.zeros(outputs[0].shape[-1], inputs[0].shape[-1], dtype=torch.float64), 0
+    for y, x in zip(outputs, inputs, strict=True):
+        rows = x.reshape(-1, x.shape[-1]).float()
+        total += y.reshape(-1, y.shape[-1]).float().T @ rows
+        count += len(rows)
+    return total / count
+
+
+def cut_matrix(
+    block: SubBlock, weights: torch.Tensor, moment: torch.Tensor, units: tuple[int, ...] | NDArray[np.int64]
+) -> torch.Tensor:
+    """The block's output projection [out, n] with all units but some at zero, these compensating."""
+    columns = block.columns[torch.as_tensor(np.asarray(units), dtype=torch.long)].reshape(-1)
+    result = torch.zeros_like(weights)
+    result[:, columns] = shared_update(weights, moment, columns, ridge=RIDGE).to(weights.dtype)
+    return result

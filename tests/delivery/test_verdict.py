@@ -1,0 +1,69 @@
+"""What decides whether a target is met, on made-up samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prune_export.delivery.verdict import judged
+from prune_export.manifest import Measurement
+from prune_export.target import Target, Workload
+
+TOKENS = 20
+
+
+def measured(*rounds_s: float, peak_bytes: int = 0) -> Measurement:
+    """Every token of a round takes the same time."""
+    return Measurement(
+        artifact="", profile="", host={}, runtime="", precision="int8", threads=1, workload=Workload(),
+        ttft_s=tuple(10 * value for value in rounds_s),
+        itl_s=tuple(value for value in rounds_s for _ in range(TOKENS)),
+        load_s=(0.1,) * len(rounds_s), weights_bytes=0, peak_rss_bytes=peak_bytes, rss_rise_bytes=0, versions={},
+    )  # fmt: skip
+
+
+def test_an_absolute_limit_is_compared_with_all_samples_of_the_variant() -> None:
+    variant, anything = measured(1.0, 1.0, 2.0), measured(9.0, 9.0, 9.0)
+    for limit, met in ((1.9, False), (2.0, True)):
+        found = judged(Target("tpot", limit), baseline=anything, variant=variant)
+        assert (found.figure, found.limit, found.met, found.speedups) == (2.0, limit, met, ())
+    memory = judged(Target("memory", 99.0), baseline=anything, variant=measured(1.0, peak_bytes=100))
+    assert (memory.figure, memory.met) == (100.0, False)
+
+
+def test_the_median_round_decides_a_speedup() -> None:
+    target = Target("tpot", None, speedup=1.25)
+    # Speed-ups 3.0, 1.2, 1.3: the last one is the median.
+    found = judged(target, baseline=measured(3.0, 1.2, 2.6), variant=measured(1.0, 1.0, 2.0))
+    assert found.speedups == pytest.approx((3.0, 1.2, 1.3))
+    assert (found.figure, found.limit, found.met) == (2.0, pytest.approx(2.6 / 1.25), True)
+    # Pooled, the burst in the baseline's first round would have made 1.2 times look like 1.25 and more.
+    slow = judged(target, baseline=measured(3.0, 1.2, 1.2), variant=measured(1.0, 1.0, 1.0))
+    assert not slow.met
+
+
+def test_of_two_rounds_the_slower_decides() -> None:
+    found = judged(Target("ttft", None, speedup=1.5), baseline=measured(1.4, 1.6), variant=measured(1.0, 1.0))
+    assert (found.figure, found.met) == (10.0, False)
+
+
+def test_bursts_and_drift_cost_few_wrong_verdicts() -> None:
+    """A true speed-up 4% beside the limit, drift common to both, and one burst of 30% somewhere in a third of the runs.
+
+    The pooled figures are the comparison.
+    """
+    random = np.random.default_rng(0)
+    wrong = {"paired": 0, "pooled": 0}
+    for run in range(400):
+        true = 1.25 * (1.04 if run % 2 else 0.96)
+        drift = 1 + 0.1 * random.random(3)
+        noise = 1 + 0.01 * random.standard_normal((2, 3))
+        if random.random() < 1 / 3:
+            noise[random.integers(2), random.integers(3)] *= 1.3
+        baseline, variant = measured(*(true * drift * noise[0])), measured(*(drift * noise[1]))
+        met = judged(Target("tpot", None, speedup=1.25), baseline=baseline, variant=variant).met
+        wrong["paired"] += met != bool(run % 2)
+        pooled = variant.percentile("tpot", "p90") <= baseline.percentile("tpot", "p90") / 1.25
+        wrong["pooled"] += pooled != bool(run % 2)
+    assert wrong["paired"] < 0.03 * 400, wrong
+    assert wrong["paired"] < wrong["pooled"] / 3, wrong

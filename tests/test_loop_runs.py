@@ -1,0 +1,56 @@
+"""tools/loop_runs.py: what is on record is not run again, and the table says what the records say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prune_export.delivery.request import Request
+from prune_export.target import Target
+
+TARGETS = [Target("tpot", None, speedup=1.2), Target("tpot", 0.5), Target("tpot", 0.1)]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("loop_runs", Path(__file__).parents[1] / "tools" / "loop_runs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loop_runs", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "dense_artifacts", lambda base, folder: folder)
+    monkeypatch.setattr(module, "targets", lambda *_: TARGETS)
+    return module
+
+
+def test_an_interrupted_series_goes_on_and_tabulates(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def run(request: Request, dense: Path) -> object:
+        asked.append(str(request.target))
+        if request.target.speedup is not None:
+            figures = {"limit": 0.8, "claimed": 0.78, "later": 0.84, "later_limit": 0.8, "dense_spread": 0.06}
+            return script.Run(str(request.target), 1.5, precision="int8", **figures)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return script.Run(str(request.target), 0.5, infeasible="the smallest model takes 0.2 s")
+
+    monkeypatch.setattr(script, "one_run", run)
+    tmp_path.joinpath("reference").mkdir()
+    monkeypatch.setattr(sys, "argv", ["loop_runs.py", "--output", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    script.main()
+    assert asked == [str(TARGETS[0]), str(TARGETS[1]), str(TARGETS[1]), str(TARGETS[2])]
+    rows = capsys.readouterr().out.splitlines()[-3:]
+    figures = "800 ms | 780 ms | 2.5% | 840 ms | 800 ms | 5.0% | 6.0% | 1.5"
+    assert rows[0] == f"| tpot p90 at least 1.2x faster than dense, int8 | {figures} |"
+    assert rows[1].startswith("| tpot p90 <= 500 ms | infeasible: the smallest model takes 0.2 s |")
+    assert all(row.count("|") == 10 for row in (*rows, *script.HEAD.splitlines()))

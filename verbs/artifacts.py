@@ -1,0 +1,166 @@
+"""The verbs on checkpoints and artifacts: export, benchmark, evaluate, verify, report; and profile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from prune_export.errors import BadInputError
+from prune_export.formats import BOTH, FORMATS, PRECISIONS
+from prune_export.progress import Progress
+from prune_export.verbs.command import check_file, emit, limit_torch, positive
+from prune_export.verbs.options import add_evaluation, requested_workload
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint, dense or pruned")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, BOTH), default="openvino", help="of the artifact (default openvino)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
+    from prune_export.api import export
+
+    parity = export(
+        arguments.model,
+        arguments.output,
+        format=arguments.format,
+        precision=arguments.precision,
+        force=arguments.force,
+        progress=Progress(quiet=arguments.quiet),
+    )
+    print(f"exported: {arguments.output} (largest logit error in fp32 {parity.max_logit_error:.1e})")
+    return 0
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="artifact, or directory of an exported model")
+    parser.add_argument("--compare", type=Path, metavar="DIR2", help="interleave with this one, print the ratio")
+    parser.add_argument("--device", default="host", help="profile name or TOML file (default host)")
+    parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
+    parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
+    parser.add_argument("--json", metavar="FILE", help="raw samples and statistics; - prints them")
+    parser.add_argument("--csv", metavar="FILE", help="statistics; - prints them")
+
+
+def run_benchmark(arguments: argparse.Namespace) -> int:
+    workload = requested_workload(arguments)
+    for destination in (arguments.json, arguments.csv):
+        check_file(destination, arguments.force)
+    from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
+    from prune_export.profiles.load import load_profile
+
+    result = run_benchmark(
+        arguments.directory,
+        profile=load_profile(arguments.device),
+        workload=workload,
+        compare=arguments.compare,
+        precision=arguments.precision or "",
+        threads=arguments.threads,
+        rounds=positive(arguments.processes, "--processes") or 1,
+        progress=Progress(quiet=arguments.quiet),
+    )
+    if "-" not in (arguments.json, arguments.csv):
+        print(render_text(result))
+    emit(json.dumps(render_json(result), indent=1), arguments.json)
+    emit(render_csv(result).rstrip("\n"), arguments.csv)
+    return 0
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate`."""
+    parser.add_argument("--model", default="reference", metavar="DIR", help="checkpoint or exported artifact")
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="another one, or what --json wrote of it: paired difference",
+    )
+    parser.add_argument("--window", type=int, metavar="T", help="tokens a window (default: 2048 or the context)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of an export without manifest")
+    parser.add_argument("--json", metavar="FILE", help="per-window figures; - prints them")
+    add_evaluation(parser, whole=True)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Scores one model, or two on the same windows."""
+    check_file(arguments.json, arguments.force)
+    tokens = _tokens(arguments.eval_tokens)
+    from prune_export.evaluate import Comparison, Evaluation, evaluate, saved_evaluation
+
+    def scored(model: str, like: Evaluation | None = None) -> Evaluation:
+        """On the same windows as another evaluation where there is one: defaults depend on a model's size."""
+        return evaluate(
+            model,
+            eval_text=arguments.eval_text,
+            tokens=tokens if tokens or like is None else like.window_tokens * len(like.nll),
+            window=positive(arguments.window, "--window") or (None if like is None else like.window_tokens),
+            precision=arguments.precision,
+            threads=arguments.threads,
+            progress=Progress(quiet=arguments.quiet),
+        )
+
+    result: Evaluation | Comparison
+    if arguments.compare and arguments.compare.endswith(".json"):
+        other = saved_evaluation(Path(arguments.compare))
+        result = Comparison(scored(arguments.model, other), other)
+    else:
+        one = result = scored(arguments.model)
+        if arguments.compare:
+            result = Comparison(one, scored(arguments.compare, one))
+    if arguments.json != "-":
+        print(result)
+    emit(json.dumps(result.to_json(), indent=1), arguments.json)
+    return 0
+
+
+def _tokens(text: str | None) -> int | None:
+    from prune_export.evaluate import ALL_TOKENS
+
+    if text == "all":
+        return ALL_TOKENS
+    if text is not None and not text.isdecimal():
+        raise BadInputError(f'--eval-tokens "{text}" is neither a number of tokens nor "all"')
+    return positive(None if text is None else int(text), "--eval-tokens")
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact")
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    limit_torch(arguments.threads)
+    from prune_export.verify import verify
+
+    print(verify(arguments.directory, progress=Progress(quiet=arguments.quiet)))
+    return 0
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact")
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    from prune_export.delivery.report import write_report
+
+    print(write_report(arguments.directory))
+    return 0
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "show", "host"), help="all, one, or this machine")
+    parser.add_argument("device", nargs="?", help="profile name or TOML file, for show")
+
+
+def run_profile(arguments: argparse.Namespace) -> int:
+    from prune_export.profiles.listing import profile_list, profile_text
+
+    if arguments.action == "show" and not arguments.device:
+        raise BadInputError("profile show needs a profile: prune-export profile show cpu-xeon")
+    print(profile_list() if arguments.action == "list" else profile_text(arguments.device or "host"))
+    return 0

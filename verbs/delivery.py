@@ -1,0 +1,74 @@
+"""The main job."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from prune_export import units
+from prune_export.progress import Progress
+from prune_export.verbs.command import positive
+from prune_export.verbs.options import (
+    add_evaluation,
+    add_search,
+    add_target,
+    parse_precisions,
+    parse_search,
+    parse_target,
+    requested_workload,
+)
+
+
+def add_main(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="reference", help="directory or hub id (default: the embedded model)")
+    parser.add_argument("--device", default="host", help="profile name or TOML file (default host; see profile list)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: named after model, device, target")
+    parser.add_argument(
+        "--precision",
+        metavar="fp32,int8",
+        default="fp32,int8",
+        help="weight precisions that may be delivered: fp32, int8, int4 (default fp32,int8)",
+    )
+    parser.add_argument("--plan", type=Path, metavar="PLAN.json", help="replay a plan instead of searching")
+    parser.add_argument("--max-quality-loss", metavar="5%", help="allowed rise of perplexity (default: no limit)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of the closed loop at most (default 5)")
+    parser.add_argument("--require-measured", action="store_true", help="fail where the host is not the device")
+    add_target(parser)
+    add_search(parser)
+    add_evaluation(parser)
+
+
+def run_main(arguments: argparse.Namespace) -> int:
+    target, workload = parse_target(arguments), requested_workload(arguments)
+    from prune_export.delivery.request import Request
+
+    request = Request(
+        model=arguments.model,
+        device=arguments.device,
+        target=target,
+        workload=workload,
+        output=arguments.output,
+        precisions=parse_precisions(arguments.precision),
+        search=parse_search(arguments),
+        plan=arguments.plan,
+        calibration=arguments.calibration,
+        eval_text=arguments.eval_text,
+        eval_tokens=positive(arguments.eval_tokens, "--eval-tokens"),
+        max_quality_loss=(
+            units.parse_share(arguments.max_quality_loss, what="--max-quality-loss", below=100.0)
+            if arguments.max_quality_loss
+            else None
+        ),
+        rounds=positive(arguments.rounds, "--rounds") or 1,
+        threads=arguments.threads,
+        seed=arguments.seed,
+        force=arguments.force,
+        require_measured=arguments.require_measured,
+        command=arguments.command,
+    )
+    from prune_export.deliver import deliver
+    from prune_export.delivery.summary import render
+
+    delivery = deliver(request, progress=Progress(quiet=arguments.quiet))
+    print(render(delivery, quiet=arguments.quiet))
+    return 0
