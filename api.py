@@ -5,34 +5,27 @@ They live here, since `prune_export.prune`, `.export` and `.benchmark` are folde
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
-from prune_export.delivery.ir_checks import compare, score_ir
 from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
-from prune_export.delivery.resources import TreeMemory, free_memory
+from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
 from prune_export.delivery.sweep import Planned, plan_ratios
-from prune_export.delivery.variants import Build, check_nll
+from prune_export.delivery.variants import Build
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
-from prune_export.evaluate import evaluate, torch_nll
-from prune_export.export.gate import parity_record
-from prune_export.export.openvino_ir import export_openvino
-from prune_export.export.parity import greedy_tokens_of, torch_reference
-from prune_export.export.weights import compress
+from prune_export.evaluate import evaluate
 from prune_export.files import check_destination, staged
+from prune_export.formats import formats_of
 from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
@@ -47,9 +40,6 @@ from prune_export.target import Target
 from prune_export.texts import load_text
 
 __all__ = ["benchmark", "deliver", "evaluate", "export", "load", "plan", "plans", "prune", "sparsify"]
-
-_PROMPT = tuple(range(1, 17))
-_GREEDY_TOKENS = 64
 
 
 def plan(request: Request, *, front_file: Path | None = None, progress: Progress | None = None) -> PrunePlan:
@@ -178,57 +168,42 @@ def prune(
 
 
 def export(
-    model: str, output: Path, *, precision: str = "int8", force: bool = False, progress: Progress | None = None
+    model: str,
+    output: Path,
+    *,
+    format: str = "openvino",
+    precision: str = "int8",
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> ParityRecord:
-    """Exports a checkpoint to OpenVINO behind the parity gate.
+    """Exports a checkpoint behind the parity gate.
 
     Args:
         model: checkpoint directory (dense or pruned), hub id, or "reference".
         output: destination directory.
+        format: "openvino", "onnx", or "both", each in a folder of its own then.
         precision: weight precision.
         force: replace an existing output.
         progress: where progress goes.
 
+    Returns:
+        What the gate found; of both formats, that with the larger error.
+
     Raises:
-        BadInputError: an unusable checkpoint or output.
+        BadInputError: an unusable checkpoint or output, or a precision that the format does not have.
         ParityError: the fp32 export does not compute what the checkpoint computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
+    rows = formats_of(format, precision=precision)
     check_destination(output, force=force)
     source = resolve_source(model)
-    checkpoint, tokenizer = load(source), load_tokenizer(source)
-    with staged(output, force=force) as stage, tempfile.TemporaryDirectory(dir=stage.parent, prefix=".fp32-") as folder:
-        plain = Path(folder)
-        with report.phase("exporting to OpenVINO"):
-            export_openvino(checkpoint, tokenizer, plain)
-        with report.phase("parity with torch"):
-            expected = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
-            window = np.asarray([[*_PROMPT, *expected]], dtype=np.int64)
-            (reference,) = torch_nll(checkpoint, window)
-            saved = plain / "reference.npz"
-            torch_reference(checkpoint).save(saved)
-            del checkpoint  # the model and the compiled IR are never in memory together
-            free_memory()
-            errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
-            saved.unlink()
-        with report.phase(f"writing {precision}"):
-            if precision == "fp32":
-                shutil.copytree(plain, stage, dirs_exist_ok=True)
-            else:
-                compress(plain, stage, precision=precision)
-        agreement, (nll,) = score_ir(
-            stage,
-            precision=precision,
-            prompt=_PROMPT,
-            expected=expected,
-            windows=window,
-            gate_threads=torch.get_num_threads(),
-            score_threads=0,
-            progress=report,
-            scratch=plain,
-        )
-        check_nll(nll - reference, precision=precision, name=str(model))
-    return parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=agreement)
+    records = []
+    with staged(output, force=force) as stage:
+        for row in rows:
+            folder = stage if len(rows) == 1 else stage / row.name
+            folder.mkdir(exist_ok=True)
+            records.append(row.write(source, folder, precision, report))
+    return max(records, key=lambda record: record.max_logit_error)
 
 
 def _no_baseline(job: Job, precision: str) -> Build:

@@ -25,7 +25,7 @@ _LOGITS_BYTES = 200 * 2**20
 # Scoring costs about this many operations by default: seconds on two cores, whatever the model's size.
 _DEFAULT_FLOPS = 4e12
 _FEWEST_TOKENS, _MOST_TOKENS = 4096, 65536
-IR_FILE = "openvino_model.xml"
+MODEL_FILES = ("openvino_model.xml", "model.onnx")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         model: what was scored, as the user named it.
-        through: "torch" or "openvino".
+        through: "torch", or the runtime of an artifact.
         precision: weight precision.
         text: name and digest of the text, and the Python version where it is the standard library's.
         window_tokens: length of a window; its first token is context only.
@@ -164,11 +164,11 @@ def evaluate(
     """Scores a checkpoint or an artifact on held-out text.
 
     Args:
-        model: checkpoint directory or hub id, delivered artifact, or directory with an OpenVINO IR.
+        model: checkpoint directory or hub id, delivered artifact, or directory with an exported model.
         eval_text: text file, JSONL file or data set name; None for the standard library's held-out modules.
         tokens: tokens scored at most, `ALL_TOKENS` for the whole text; None for an amount that fits the model's size.
         window: tokens a window; None for 2048 or the model's context, whichever is less.
-        precision: weight precision of an IR that has no manifest.
+        precision: weight precision of an export that has no manifest.
         threads: runtime threads, 0 for all cores.
         progress: where progress goes.
 
@@ -192,7 +192,7 @@ def evaluate(
             nll = ir_nll(ir, windows, precision=held_precision, threads=threads, progress=report)
         else:
             nll = _torch_nll(directory, windows, threads=threads, progress=report)
-    through = "torch" if ir is None else "openvino"
+    through = "torch" if ir is None else _runtime_of(ir)
     return Evaluation(model, through, held_precision, text.provenance(), length, nll, windows_digest(windows))
 
 
@@ -210,11 +210,13 @@ def default_tokens(shape: ModelShape) -> int:
 def ir_nll(
     directory: Path, windows: NDArray[np.int64], *, precision: str, threads: int, progress: Progress
 ) -> tuple[float, ...]:
-    """Mean token NLL of each window [N, T] through the OpenVINO IR in `directory`."""
-    from prune_export.benchmark.openvino_session import OpenVINOSession
+    """Mean token NLL of each window [N, T] through the runtime of the artifact in `directory`."""
+    from prune_export.benchmark.runtimes import find_model
     from prune_export.benchmark.score import score
 
-    session = OpenVINOSession(directory, precision=precision, threads=threads)
+    session = find_model(directory).runtime.open_session(
+        directory, precision=precision, threads=threads, device="CPU", last_token_only=False
+    )
     session.load()
     return score(session, windows, report=progress.update).nll_per_window
 
@@ -256,16 +258,22 @@ def _torch_nll(directory: Path, windows: NDArray[np.int64], *, threads: int, pro
     return torch_nll(load(directory), windows, progress=progress)
 
 
+def _runtime_of(directory: Path) -> str:
+    from prune_export.benchmark.runtimes import find_model
+
+    return find_model(directory).runtime.name
+
+
 def _locate(model: str, precision: str | None) -> tuple[Path, Path | None, str]:
-    """Directory with config and tokenizer, directory with the IR or None, and the precision."""
+    """Directory with config and tokenizer, directory with the exported model or None, and the precision."""
     path = Path(model)
     if (path / MANIFEST).is_file():
         manifest = Manifest.load(path)
         return path / IR_FOLDER, path / IR_FOLDER, manifest.precision
-    if (path / IR_FILE).is_file():
-        from prune_export.benchmark.artifact import weight_precision
+    if any((path / name).is_file() for name in MODEL_FILES):
+        from prune_export.benchmark.runtimes import find_model
 
-        return path, path, precision or weight_precision(path / IR_FILE)
+        return path, path, precision or find_model(path).precision
     from prune_export.prune.sources import resolve_source
 
     return resolve_source(model), None, "fp32"

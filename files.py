@@ -22,7 +22,14 @@ _FULL_BYTES = 16 << 20
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+\s+(/.*)$")
 _DONT_NEED = 4  # MADV_DONTNEED
 # A directory that --force may replace holds one of these: something that this package, or a tool like it, wrote.
-_OURS = ("manifest.json", "plan.json", "config.json", "openvino_model.xml")
+_OURS = (
+    "manifest.json",
+    "plan.json",
+    "config.json",
+    "openvino_model.xml",
+    "openvino/openvino_model.xml",
+    "onnx/model.onnx",
+)
 
 
 def sha256(path: Path) -> str:

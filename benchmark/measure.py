@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prune_export.benchmark.artifact import find_ir, weights_bytes
-from prune_export.benchmark.openvino_session import checked_threads
 from prune_export.benchmark.process import run_worker
 from prune_export.benchmark.properties import precision_options
+from prune_export.benchmark.runtimes import RUNTIMES, find_model
+from prune_export.benchmark.threads import checked_threads
 from prune_export.benchmark.worker import Reply, Request
 from prune_export.errors import BadInputError
 from prune_export.manifest import Measurement
@@ -17,15 +17,13 @@ from prune_export.profiles import DeviceProfile, host_fingerprint
 from prune_export.progress import Progress
 from prune_export.target import Workload
 
-_RUNTIME = "openvino"
-
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a directory with an IR, and the precision of its weights.
+    """What is measured: a directory with a model, and the precision of its weights.
 
     Attributes:
-        directory: holds openvino_model.xml, or one sub-folder that does.
+        directory: holds openvino_model.xml or model.onnx, or one sub-folder that does.
         precision: weight precision.
         sample_memory: its memory is sampled where the measurement samples memory at all; else it reads 0.
     """
@@ -49,8 +47,8 @@ def measure(
     """Times one artifact, each process fresh, then samples its memory in a further, untimed one.
 
     Args:
-        directory: holds openvino_model.xml, or one sub-folder that does.
-        profile: names the runtime and device.
+        directory: holds openvino_model.xml or model.onnx, or one sub-folder that does; the file decides the runtime.
+        profile: names the device.
         workload: what to run; its `repeats` is the least number of repeats a process.
         precision: weight precision, decides the runtime's properties.
         threads: 0 takes the profile's, and that being 0 all physical cores.
@@ -123,30 +121,32 @@ def measure_together(
 
 def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threads: int) -> Request:
     """Refuses in this process what can be refused without starting another."""
-    if profile.runtime != _RUNTIME:
+    known = [runtime.name for runtime in RUNTIMES]
+    if profile.runtime not in known:
         raise BadInputError(
             f"profile {profile.name} runs {profile.runtime} on {profile.device}, which cannot be measured here: "
-            f"use a profile of {_RUNTIME}, e.g. --device host"
+            f"use a profile of {' or '.join(known)}, e.g. --device host"
         )
     precision_options(subject.precision)
-    find_ir(subject.directory)
+    find_model(subject.directory)
     count = checked_threads(threads or profile.threads)
     return Request(str(subject.directory), subject.precision, count, profile.device, workload, "time")
 
 
 def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profile: DeviceProfile) -> Measurement:
+    found = find_model(Path(request.directory))
     return Measurement(
         artifact=request.directory,
         profile=profile.name,
         host=host_fingerprint(),
-        runtime=_RUNTIME,
+        runtime=found.runtime.name,
         precision=request.precision,
         threads=request.threads,
         workload=replace(request.workload, repeats=len(timed[0].ttft_s)),
         ttft_s=tuple(value for reply in timed for value in reply.ttft_s),
         itl_s=tuple(value for reply in timed for value in reply.itl_s),
         load_s=tuple(reply.load_s for reply in timed),
-        weights_bytes=weights_bytes(find_ir(Path(request.directory))),
+        weights_bytes=found.weights_bytes,
         peak_rss_bytes=memory.peak_bytes,
         rss_rise_bytes=memory.peak_bytes - memory.before_bytes,
         versions=timed[0].versions,

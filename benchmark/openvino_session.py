@@ -13,8 +13,8 @@ from prune_export.benchmark.artifact import find_ir
 from prune_export.benchmark.last_token import keep_last_token
 from prune_export.benchmark.properties import runtime_properties
 from prune_export.benchmark.session import Logits, Tokens
+from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError, PruneExportError
-from prune_export.profiles import host_cores
 from prune_export.telemetry import import_openvino
 
 ov = import_openvino()
@@ -174,20 +174,6 @@ class OpenVINOSession:
             raise BadInputError(f"{ir} has no output named logits: it is no language model")
         self._present = frozenset(names)
         self._vocab_size = model.output("logits").get_partial_shape()[-1].get_length()
-
-
-def checked_threads(threads: int) -> int:
-    """`threads`, or all physical cores for 0.
-
-    Raises:
-        BadInputError: negative, or more than the cores that this process may use.
-    """
-    cores = host_cores()
-    if threads < 0 or threads > cores:
-        raise BadInputError(
-            f"threads {threads}: this process may use {cores} cores: use --threads 1 to {cores}, or 0 for all"
-        )
-    return threads or cores
 
 
 def _check_device(core: Any, device: str) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prune_export.benchmark.artifact import context_length, find_ir, weight_precision
+from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table
+from prune_export.benchmark.runtimes import find_model
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.profiles import DeviceProfile, host_fingerprint, mismatch
 from prune_export.progress import Progress
@@ -47,11 +48,11 @@ def run_benchmark(
     """Measures an artifact, in turns with another one if `compare` is given.
 
     Args:
-        directory: an artifact, or a folder with openvino_model.xml.
+        directory: an artifact, or a folder with openvino_model.xml or model.onnx.
         profile: names the runtime and device.
         workload: what to run; shortened to the models' context.
         compare: the other artifact.
-        precision: weight precision; by default that of the manifest, or else of the IR's constants.
+        precision: weight precision; by default that of the manifest, or else of the model's own files.
         threads: 0 takes the profile's.
         rounds: fresh processes for each artifact.
         progress: is told the share done.
@@ -103,20 +104,20 @@ def render_csv(result: BenchmarkResult) -> str:
 
 
 def artifact_precision(directory: Path) -> str:
-    """Weight precision by the manifest of the artifact, or by the IR's constants where there is none.
+    """Weight precision by the manifest of the artifact, or by the model's own files where there is none.
 
     Raises:
-        BadInputError: no IR, or a broken manifest.
+        BadInputError: no model, or a broken manifest.
     """
-    ir = find_ir(directory)
-    for place in (directory, ir.parent.parent):
+    found = find_model(directory)
+    for place in (directory, found.path.parent.parent):
         if (place / MANIFEST).is_file():
             return Manifest.load(place).precision
-    return weight_precision(ir)
+    return found.precision
 
 
 def _fit(workload: Workload, directories: list[Path]) -> tuple[Workload, list[str]]:
-    contexts = [context_length(find_ir(item)) for item in directories]
+    contexts = [context_length(find_model(item).path) for item in directories]
     known = [length for length in contexts if length is not None]
     fitted = workload.fitted(min(known)) if known else workload
     if fitted == workload:

@@ -17,9 +17,7 @@ from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
 if TYPE_CHECKING:
-    from prune_export.benchmark.openvino_session import OpenVINOSession
-
-_PACKAGES = ("openvino", "numpy")
+    from prune_export.benchmark.runtimes import OpenedSession
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Request:
     """What a worker is asked for.
 
     Attributes:
-        directory: holds the IR.
+        directory: holds the model, which decides the runtime.
         precision: weight precision.
         threads: threads of the runtime, 0 for all.
-        device: OpenVINO device name.
+        device: the runtime's name of the device.
         workload: what to run.
         mode: "time", or "memory" for an untimed run.
         repeats: exact number of timed repeats, or None to choose.
@@ -76,12 +74,13 @@ def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
     return found
 
 
-def _session(request: Request) -> OpenVINOSession:
+def _session(request: Request) -> OpenedSession:
     # Imported here, so that the request is read and standard output is redirected before native code is loaded.
-    from prune_export.benchmark.openvino_session import OpenVINOSession
+    from prune_export.benchmark.runtimes import find_model
 
-    return OpenVINOSession(
-        Path(request.directory),
+    directory = Path(request.directory)
+    return find_model(directory).runtime.open_session(
+        directory,
         precision=request.precision,
         threads=request.threads,
         device=request.device,
@@ -100,7 +99,7 @@ def _time(request: Request) -> Reply:
         ttft_s=samples.ttft_s,
         itl_s=samples.itl_s,
         options=session.options,
-        versions=_versions(),
+        versions=_versions(request),
     )
 
 
@@ -112,11 +111,14 @@ def _memory(request: Request) -> Reply:
     with watch_memory() as watch:
         session.load()
         generate(session, synthetic_prompt(request.workload, session.vocab_size), request.workload.new_tokens)
-    return Reply(before_bytes=watch.before_bytes, peak_bytes=watch.peak_bytes, versions=_versions())
+    return Reply(before_bytes=watch.before_bytes, peak_bytes=watch.peak_bytes, versions=_versions(request))
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+def _versions(request: Request) -> dict[str, str]:
+    from prune_export.benchmark.runtimes import find_model
+
+    packages = find_model(Path(request.directory)).runtime.packages
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 if __name__ == "__main__":

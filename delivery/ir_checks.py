@@ -1,4 +1,4 @@
-"""Runs exported IRs for a delivery in small processes: this one never holds a compiled model."""
+"""Runs exported models in small processes, IRs as well as ONNX: this one never holds a compiled model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare(saved: Path, directory: Path, *, threads: int) -> tuple[dict[str, fl
     """`gate.check_against` with a reference that was saved to a file.
 
     Raises:
-        ParityError: the fp32 IR in `directory` does not compute what the model computes.
+        ParityError: the fp32 export in `directory` does not compute what the model computes.
     """
     found = run_task(Task(str(directory), "fp32", gate_threads=threads, reference=str(saved)))
     assert found.errors is not None
@@ -40,10 +40,10 @@ def score_ir(
     progress: Progress,
     scratch: Path,
 ) -> tuple[float, tuple[float, ...]]:
-    """Share of torch's greedy tokens that the IR generates too before the first difference; NLL of each window.
+    """Share of torch's greedy tokens that the export generates too before the first difference; NLL of each window.
 
     Args:
-        directory: holds the IR.
+        directory: holds the exported model.
         precision: of its weights.
         prompt: token ids.
         expected: torch's greedy continuation of them.
@@ -70,7 +70,7 @@ def score_ir(
 
 
 def continuation(directory: Path, *, precision: str, prompt: Sequence[int], new_tokens: int) -> list[int]:
-    """Greedy continuation of one prompt through an IR."""
+    """Greedy continuation of one prompt through an exported model."""
     task = Task(str(directory), precision, prompt=tuple(map(int, prompt)), new_tokens=new_tokens)
     return list(run_task(task).tokens)
 

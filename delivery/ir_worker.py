@@ -1,7 +1,7 @@
-"""Inference of one exported IR for a delivery, in a process of its own: `python -m prune_export.delivery.ir_worker`.
+"""Inference of one exported model, in a process of its own: `python -m prune_export.delivery.ir_worker`.
 
-Imports no torch.  What OpenVINO keeps of a compiled model (half a gigabyte and more for a hundred million parameters)
-ends with the process.
+The model's file decides the runtime.  Imports no torch.  What OpenVINO keeps of a compiled model (half a gigabyte and
+more for a hundred million parameters) ends with the process.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from prune_export.benchmark.child import Report, answer
-from prune_export.benchmark.openvino_session import OpenVINOSession
+from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.score import score
+from prune_export.benchmark.session import Session
 from prune_export.export.gate import Reference, check_against, ir_greedy_agreement
 from prune_export.files import release_pages
 from prune_export.records import from_json, to_json
@@ -23,10 +24,10 @@ from prune_export.records import from_json, to_json
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of one IR; each part that is given is done.
+    """What is asked of one exported model; each part that is given is done.
 
     Attributes:
-        directory: holds the IR.
+        directory: holds the model.
         precision: of its weights.
         gate_threads: threads of the comparison with torch; 0 leaves the choice to the runtime.
         score_threads: threads of scoring; 0 for all cores.
@@ -77,7 +78,7 @@ def perform(task: Task, report: Report) -> Found:
 
     Raises:
         ParityError: a comparison with torch failed.
-        PruneExportError: the IR cannot be run or scored.
+        PruneExportError: the model cannot be run or scored.
     """
     directory = Path(task.directory)
     errors, tolerance, agreement = None, 0.0, 0.0
@@ -90,7 +91,9 @@ def perform(task: Task, report: Report) -> Found:
         )
     nll, tokens = (), ()  # type: tuple[float, ...], tuple[int, ...]
     if task.windows or task.new_tokens:
-        session = OpenVINOSession(directory, precision=task.precision, threads=task.score_threads)
+        session = find_model(directory).runtime.open_session(
+            directory, precision=task.precision, threads=task.score_threads, device="CPU", last_token_only=False
+        )
         session.load()
         release_pages(directory)
         if task.windows:
@@ -100,7 +103,7 @@ def perform(task: Task, report: Report) -> Found:
     return Found(errors, tolerance, agreement, nll, tokens)
 
 
-def _continuation(session: OpenVINOSession, task: Task) -> tuple[int, ...]:
+def _continuation(session: Session, task: Task) -> tuple[int, ...]:
     tokens: list[int] = []
     logits = session.prefill(np.asarray([task.prompt], dtype=np.int64))
     for _ in range(task.new_tokens):

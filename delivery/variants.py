@@ -31,7 +31,7 @@ _GREEDY_PROMPT = 32
 _EXPORT_S, _PARITY_S, _COMPRESS_S = 1e-7, 5e-8, 6e-8
 # Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
 # hundredths and a few tenths; a wrong kernel costs whole nats.
-_NLL_LIMITS = {"fp32": 0.001, "int8": 0.25, "int4": 1.0}
+_NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
 
 
 @dataclass(frozen=True)

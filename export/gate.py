@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prune_export.errors import ParityError
 from prune_export.export.checks import Step, parity_checks
-from prune_export.export.runner import IrRunner
+from prune_export.export.runner import open_runner
 from prune_export.manifest import ParityRecord
 
 # fp32 keeps 24 bits: about 6e-8 of a value's size for each operation.  The two runtimes sum the same products in
@@ -27,7 +27,7 @@ KEPT = 32
 
 @dataclass(frozen=True)
 class Reference:
-    """Torch's side of every check, so that the model can be released before the IR is loaded.
+    """Torch's side of every check, so that the model can be released before its export is loaded.
 
     Attributes:
         context: longest sequence of the model.
@@ -58,13 +58,13 @@ class Reference:
 
 
 def check_against(reference: Reference, directory: Path, *, threads: int = 0) -> tuple[dict[str, float], float]:
-    """Compares the logits of an exported fp32 IR with torch's, or raises.
+    """Compares the logits of an exported fp32 model with torch's, or raises.
 
-    The IR runs with inference and cache in fp32 and dynamic quantization off.
+    An IR runs with inference and cache in fp32 and dynamic quantization off.
 
     Args:
         reference: from the model that was exported.
-        directory: what `export_openvino` wrote.
+        directory: what an exporter wrote; its file decides the runtime.
         threads: threads of the runtime; 0 leaves the choice to it.
 
     Returns:
@@ -74,7 +74,7 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
     Raises:
         ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
     """
-    runner = IrRunner(directory, precision="fp32", threads=threads)
+    runner = open_runner(directory, precision="fp32", threads=threads)
     errors = {}
     for check in parity_checks(reference.context):
         runner.reset()
@@ -88,7 +88,7 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
             raise ParityError(
                 f'parity check "{check.name}": largest logit error {errors[check.name]:.2g} is over the limit '
                 f"{TOLERANCE:.0e}: the exported model computes something else than the torch model; export again, and "
-                "check the processor and the OpenVINO version if it stays"
+                "check the processor and the runtime's version if it stays"
             )
     return errors, TOLERANCE
 
@@ -101,16 +101,16 @@ def ir_greedy_agreement(
     precision: str,
     threads: int = 0,
 ) -> float:
-    """Share of `expected` that an exported IR generates too before its first different token.
+    """Share of `expected` that an exported model generates too before its first different token.
 
     Args:
-        directory: holds the IR.
+        directory: holds the exported model.
         prompt_ids: [T].
         expected: torch's greedy continuation of that prompt.
-        precision: as delivered: "fp32" runs in fp32 throughout, the others with the runtime's defaults.
+        precision: as delivered: "fp32" runs an IR in fp32 throughout, the others with the runtime's defaults.
         threads: threads of the runtime; 0 leaves the choice to it.
     """
-    runner = IrRunner(directory, precision=precision, threads=threads)
+    runner = open_runner(directory, precision=precision, threads=threads)
     tokens = greedy(runner.step, np.asarray(prompt_ids, dtype=np.int64), len(expected))
     differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
     return (differing[0] if differing else len(tokens)) / max(1, len(tokens))

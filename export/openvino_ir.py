@@ -6,22 +6,20 @@ The directory loads unchanged in `openvino.Core`, `optimum.intel.OVModelForCausa
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prune_export.errors import BadInputError
 from prune_export.export.files import DETOKENIZER_XML, MODEL_XML, TOKENIZER_XML
 from prune_export.export.quiet import quiet
+from prune_export.export.stock_config import save_configs
 from prune_export.progress import Progress
 from prune_export.prune.shapes import model_shape
-from prune_export.shape import ModelShape
 
 
 def export_openvino(
@@ -49,7 +47,7 @@ def export_openvino(
     with _phase(progress, "exporting the graph"):
         export_graph_only(model, directory / MODEL_XML)
     with _phase(progress, "exporting the tokenizer"):
-        _save_configs(model, directory)
+        save_configs(model, directory, model_shape(model.config).family)
         export_tokenizer(tokenizer, directory)
 
 
@@ -106,32 +104,6 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
         set_simplified_chat_template(encoder)
         openvino.save_model(encoder, directory / TOKENIZER_XML, compress_to_fp16=False)
         openvino.save_model(decoder, directory / DETOKENIZER_XML, compress_to_fp16=False)
-
-
-def _save_configs(model: PreTrainedModel, directory: Path) -> None:
-    text = json.dumps(_stock_config(model, model_shape(model.config)), indent=2, sort_keys=True)
-    (directory / "config.json").write_text(text + "\n", encoding="utf8")
-    # Written without the checks of save_pretrained, which refuses some published files (a temperature beside greedy).
-    if model.generation_config is not None:
-        model.generation_config.to_json_file(directory / "generation_config.json")
-
-
-def _stock_config(model: PreTrainedModel, shape: ModelShape) -> dict[str, Any]:
-    """config.json under the family's stock model type.
-
-    The IR carries the per-layer shapes itself; its loaders want a model type that transformers knows without remote
-    code, token ids and the context length.  `prune_layers`, where there is one, stays as plain information.
-    """
-    data: dict[str, Any] = model.config.to_diff_dict()
-    for key in ("auto_map", "_name_or_path"):
-        data.pop(key, None)
-    stock = AutoConfig.for_model(shape.family)
-    data["model_type"] = stock.model_type
-    data["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[stock.model_type]]
-    data["head_dim"] = shape.head_dim
-    data["dtype"] = "float32"
-    data["use_cache"] = True
-    return data
 
 
 @contextmanager

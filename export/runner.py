@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.export.checks import Step
-from prune_export.export.files import MODEL_XML
+from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export.quiet import quiet
 from prune_export.files import release_pages
 
@@ -19,6 +20,33 @@ FP32_PROPERTIES: dict[str, str | int] = {
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
+
+
+class Runner(Protocol):
+    """One exported model with one KV cache."""
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        ...
+
+    def step(self, step: Step) -> NDArray[np.float32]:
+        """Appends tokens to the cache and gives their logits [B, T, V]."""
+        ...
+
+
+def open_runner(directory: Path, *, precision: str, threads: int = 0) -> Runner:
+    """The runner for the model file in `directory`.
+
+    Args:
+        directory: holds openvino_model.xml or model.onnx.
+        precision: of the weights; an ONNX file says all of it itself.
+        threads: threads of the runtime; 0 leaves the choice to it.
+    """
+    if not (directory / MODEL_ONNX).is_file():
+        return IrRunner(directory, precision=precision, threads=threads)
+    from prune_export.export.onnx_runner import OnnxRunner
+
+    return OnnxRunner(directory, threads=threads)
 
 
 class IrRunner:

@@ -17,6 +17,9 @@ _PACKAGES = (
     "openvino",
     "openvino-tokenizers",
     "openvino-genai",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
     "numpy",
 )
 

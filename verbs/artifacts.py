@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from prune_export.errors import BadInputError
+from prune_export.formats import BOTH, FORMATS, PRECISIONS
 from prune_export.progress import Progress
 from prune_export.verbs.command import check_file, emit, limit_torch, positive
 from prune_export.verbs.options import add_evaluation, requested_workload
@@ -14,8 +15,10 @@ from prune_export.verbs.options import add_evaluation, requested_workload
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint, dense or pruned")
-    parser.add_argument("--format", choices=("openvino",), default="openvino")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int8")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, BOTH), default="openvino", help="of the artifact (default openvino)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
 
 
@@ -26,6 +29,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     parity = export(
         arguments.model,
         arguments.output,
+        format=arguments.format,
         precision=arguments.precision,
         force=arguments.force,
         progress=Progress(quiet=arguments.quiet),
@@ -35,11 +39,11 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="artifact or IR directory")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="artifact, or directory of an exported model")
     parser.add_argument("--compare", type=Path, metavar="DIR2", help="interleave with this one, print the ratio")
     parser.add_argument("--device", default="host", help="profile name or TOML file (default host)")
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="default: the manifest's")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
     parser.add_argument("--json", metavar="FILE", help="raw samples and statistics; - prints them")
     parser.add_argument("--csv", metavar="FILE", help="statistics; - prints them")
@@ -78,7 +82,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="another one, or what --json wrote of it: paired difference",
     )
     parser.add_argument("--window", type=int, metavar="T", help="tokens a window (default: 2048 or the context)")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of an IR without manifest")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of an export without manifest")
     parser.add_argument("--json", metavar="FILE", help="per-window figures; - prints them")
     add_evaluation(parser, whole=True)
 

@@ -1,0 +1,147 @@
+"""The runtimes that artifacts are measured and scored through: one row each.
+
+To add one: a file with its session and what it reads off its files, and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from prune_export.benchmark.artifact import IR_NAME, weight_precision, weights_bytes
+from prune_export.benchmark.onnx_artifact import MODEL_NAME, check_files, onnx_precision, onnx_weights_bytes
+from prune_export.benchmark.session import Session
+from prune_export.errors import BadInputError
+
+
+class OpenedSession(Session, Protocol):
+    """A session that tells what it runs with."""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The runtime's options."""
+        ...
+
+
+class OpenSession(Protocol):
+    """Makes a session, not loaded yet."""
+
+    def __call__(
+        self, directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool
+    ) -> OpenedSession:
+        """Arguments as of `OpenVINOSession`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime and the files that it loads.
+
+    Attributes:
+        name: as in profiles and measurements.
+        format: what exports call it.
+        model_file: the file that marks an artifact's folder.
+        check: refuses a model file whose companions are missing or unsafe.
+        precision: weight precision by the files alone.
+        weights_bytes: size of the weights.
+        open_session: makes a session; imports the runtime.
+        packages: whose versions a measurement records.
+    """
+
+    name: str
+    format: str
+    model_file: str
+    check: Callable[[Path], None]
+    precision: Callable[[Path], str]
+    weights_bytes: Callable[[Path], int]
+    open_session: OpenSession
+    packages: tuple[str, ...]
+
+
+def _openvino(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
+    from prune_export.benchmark.openvino_session import OpenVINOSession
+
+    return OpenVINOSession(
+        directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only
+    )
+
+
+def _onnxruntime(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
+    from prune_export.benchmark.ort_session import OrtSession
+
+    return OrtSession(directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only)
+
+
+def _check_ir(ir: Path) -> None:
+    if not ir.with_suffix(".bin").is_file():
+        raise BadInputError(f"{ir} has no weights beside it ({ir.with_suffix('.bin').name} is missing)")
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime(
+        "openvino", "openvino", IR_NAME, _check_ir, weight_precision, weights_bytes, _openvino, ("openvino", "numpy")
+    ),
+    Runtime(
+        "onnxruntime",
+        "onnx",
+        MODEL_NAME,
+        check_files,
+        onnx_precision,
+        onnx_weights_bytes,
+        _onnxruntime,
+        ("onnxruntime", "numpy"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on disk.
+
+    Attributes:
+        runtime: what runs it.
+        path: its model file.
+    """
+
+    runtime: Runtime
+    path: Path
+
+    @property
+    def precision(self) -> str:
+        """Weight precision by the files alone."""
+        return self.runtime.precision(self.path)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights."""
+        return self.runtime.weights_bytes(self.path)
+
+
+def find_model(directory: Path) -> Found:
+    """The model in `directory`, else in the one sub-folder that has one.
+
+    Raises:
+        BadInputError: no such directory, no model, several models, or files missing beside it.
+    """
+    names = " or ".join(runtime.model_file for runtime in RUNTIMES)
+    if not directory.is_dir():
+        raise BadInputError(f"artifact {directory} is not a directory: give one that holds {names}")
+    found = _within(directory, "") or _within(directory, "*/")
+    if not found:
+        raise BadInputError(f"artifact {directory} holds no {names}: export the model first")
+    if len(found) > 1:
+        folders = ", ".join(sorted({item.path.parent.name for item in found}))
+        raise BadInputError(f"artifact {directory} holds several models ({folders}): give one of these folders")
+    found[0].runtime.check(found[0].path)
+    return found[0]
+
+
+def _within(directory: Path, prefix: str) -> list[Found]:
+    return [
+        Found(runtime, path)
+        for runtime in RUNTIMES
+        for path in sorted(directory.glob(f"{prefix}{runtime.model_file}"))
+        if path.is_file()
+    ]

@@ -1,0 +1,177 @@
+"""Matrix products and embedding lookups in the precision of the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from onnx import TensorProto
+
+from prune_export.export.onnx_graph import MICROSOFT, Graph
+from prune_export.export.onnx_quantize import Quantized, block_for, quantize
+from prune_export.export.onnx_spec import Linear
+
+# The least precise activations that MatMulNBits may compute with: int8, the fastest on a CPU.
+_INT8_ACTIVATIONS = 4
+_STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are stored.
+
+    Attributes:
+        precision: "fp32", "fp16" and "bf16" (stored so, computed in fp32), "int8" or "int4".
+        block: of int8 and int4, the weights that share a scale, as asked for.
+        head_bits: of embeddings and head of an int4 artifact: 4, or 8 for less loss and more bytes.
+    """
+
+    precision: str
+    block: int = 128
+    head_bits: int = 4
+
+    @property
+    def bits(self) -> int:
+        """8, 4, or 0 for unquantized weights."""
+        return {"int8": 8, "int4": 4}.get(self.precision, 0)
+
+    @property
+    def table_bits(self) -> int:
+        """Of the head, and of embeddings that are the head too."""
+        return self.head_bits if self.bits == 4 else self.bits
+
+    @property
+    def storage(self) -> torch.dtype:
+        """Type of unquantized matrices in the file."""
+        return _STORED.get(self.precision, torch.float32)
+
+
+@dataclass
+class Linears:
+    """Writes products into a graph and keeps a record of what is stored otherwise than asked for.
+
+    Attributes:
+        graph: where nodes and weights go.
+        scheme: how weights are stored.
+        smaller_blocks: layer to its block where the one asked for does not divide the layer's input width.
+        int8: layers in 8 bits of an int4 artifact.
+        fp32: layers left in fp32 of a quantized artifact, since no block divides their width.
+    """
+
+    graph: Graph
+    scheme: Scheme
+    smaller_blocks: dict[str, int] = field(default_factory=dict)
+    int8: list[str] = field(default_factory=list)
+    fp32: list[str] = field(default_factory=list)
+    _widened: dict[str, str] = field(default_factory=dict)
+    _done: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    def apply(self, value: str, parts: Sequence[Linear], name: str, *, bits: int = 0) -> str:
+        """One product for all parts, which share their input; outputs lie side by side.
+
+        Args:
+            value: [B, T, in].
+            parts: with biases all or none.
+            name: of the product.
+            bits: of quantized weights, 0 for the scheme's.
+        """
+        bits = bits or self.scheme.bits
+        block = self._block(int(parts[0].weight.shape[1]), name) if self.scheme.bits else 0
+        if block:
+            stacked = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
+            self._note_bits(bits, name)
+            weights = self._quantized(f"{name}.weight", stacked, bits, block)
+            product = self._blocks_product(value, weights, stacked.shape, bits, block, f"{name}/MatMul")
+        else:
+            turned = torch.cat([part.weight.t() for part in parts], dim=1)
+            product = self.graph.node("MatMul", [value, self._float(f"{name}.weight", turned)], f"{name}/MatMul")
+        if parts[0].bias is None:
+            return product
+        biases = [part.bias.float() for part in parts if part.bias is not None]
+        bias = self.graph.weight(f"{name}.bias", torch.cat(biases))
+        return self.graph.node("Add", [product, bias], f"{name}/Add")
+
+    def embed(self, ids: str, table: torch.Tensor, name: str, *, tied: bool) -> str:
+        """Rows of an embedding table [V, D]; [B, T, D].
+
+        Args:
+            ids: [B, T].
+            table: the embeddings.
+            name: of the weight.
+            tied: the head uses the same table, in the head's bits; otherwise 8 bits are kept.
+        """
+        block = self._block(int(table.shape[1]), name) if self.scheme.bits else 0
+        if not block:
+            return self.graph.node("Gather", [self._float(f"{name}.weight", table), ids], f"{name}/Gather")
+        bits = self.scheme.table_bits if tied else 8
+        self._note_bits(bits, name)
+        packed, scales, zeros = self._quantized(f"{name}.weight", table, bits, block)
+        flat = self.graph.constant([table.shape[0], table.shape[1] * bits // 8])
+        rows = self.graph.node("Reshape", [packed, flat], f"{name}/Reshape")
+        return self.graph.node(
+            "GatherBlockQuantized",
+            [rows, ids, scales, zeros],
+            f"{name}/Gather",
+            domain=MICROSOFT,
+            bits=bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def tied_head(self, value: str, table: torch.Tensor, name: str, head: str) -> str:
+        """The product with the embedding table that `embed` has written; [B, T, V]."""
+        block = block_for(int(table.shape[1]), self.scheme.block) if self.scheme.bits else 0
+        if block:
+            bits = self.scheme.table_bits
+            weights = self._quantized(f"{name}.weight", table, bits, block)
+            return self._blocks_product(value, weights, table.shape, bits, block, head)
+        weight = self._float(f"{name}.weight", table)
+        return self.graph.node("FusedMatMul", [value, weight], head, domain=MICROSOFT, transB=1)
+
+    def _block(self, width: int, name: str) -> int:
+        block = block_for(width, self.scheme.block)
+        if not block:
+            self.fp32.append(name)
+        elif block < self.scheme.block:
+            self.smaller_blocks[name] = block
+        return block
+
+    def _note_bits(self, bits: int, name: str) -> None:
+        if bits != self.scheme.bits:
+            self.int8.append(name)
+
+    def _float(self, name: str, matrix: torch.Tensor) -> str:
+        """Name of an fp32 value; a narrower stored matrix is widened when the runtime loads it."""
+        if self.scheme.storage == torch.float32:
+            return self.graph.weight(name, matrix.float())
+        if name not in self._widened:
+            stored = self.graph.weight(name, matrix.to(self.scheme.storage))
+            self._widened[name] = self.graph.node("Cast", [stored], f"{name}/Cast", to=TensorProto.FLOAT)
+        return self._widened[name]
+
+    def _quantized(self, name: str, matrix: torch.Tensor, bits: int, block: int) -> tuple[str, str, str]:
+        if name not in self._done:
+            made: Quantized = quantize(matrix, bits=bits, block=block)
+            self._done[name] = (
+                self.graph.weight(f"{name}_Q{bits}", made.packed),
+                self.graph.weight(f"{name}_scales", made.scales),
+                self.graph.weight(f"{name}_zero_points", made.zero_points),
+            )
+        return self._done[name]
+
+    def _blocks_product(
+        self, value: str, weights: Sequence[str], shape: Sequence[int], bits: int, block: int, name: str
+    ) -> str:
+        return self.graph.node(
+            "MatMulNBits",
+            [value, *weights],
+            name,
+            domain=MICROSOFT,
+            N=int(shape[0]),
+            K=int(shape[1]),
+            bits=bits,
+            block_size=block,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )

@@ -1,0 +1,203 @@
+"""The formats that checkpoints are exported to: one row each, its gate included.
+
+Everything heavy is imported inside the functions, so that the command line can name the formats at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prune_export.errors import BadInputError
+from prune_export.manifest import ParityRecord
+from prune_export.progress import Progress
+from prune_export.records import to_json
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+_PROMPT = tuple(range(1, 17))
+_GREEDY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+        name: as the user says it.
+        precisions: weight precisions that it has.
+        write: exports the checkpoint in the first directory to the second one in a precision, behind the parity gate;
+            what it raises leaves nothing published.
+    """
+
+    name: str
+    precisions: tuple[str, ...]
+    write: Callable[[Path, Path, str, Progress], ParityRecord]
+
+
+def formats_of(text: str, *, precision: str) -> tuple[Format, ...]:
+    """The rows for "openvino", "onnx" or "both".
+
+    Raises:
+        BadInputError: unknown, or the precision does not exist in it.
+    """
+    names = tuple(FORMATS) if text == BOTH else (text,)
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise BadInputError(f'format "{text}" is not one of {", ".join((*FORMATS, BOTH))}')
+    for name in names:
+        if precision not in FORMATS[name].precisions:
+            raise BadInputError(
+                f"format {name} has no precision {precision}: use one of {', '.join(FORMATS[name].precisions)}"
+            )
+    return tuple(FORMATS[name] for name in names)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Torch's side of the gate, so that the model can be released before a runtime loads its export.
+
+    Attributes:
+        reference: .npz file of its logits.
+        tokens: greedy continuation of the prompt.
+        window: prompt and continuation, [1, T].
+        nll: mean token NLL of the window.
+        threads: of torch, and of the gate then.
+    """
+
+    reference: Path
+    tokens: tuple[int, ...]
+    window: Any
+    nll: float
+    threads: int
+
+
+def _expected(checkpoint: Any, scratch: Path) -> _Expected:
+    import numpy as np
+    import torch
+
+    from prune_export.evaluate import torch_nll
+    from prune_export.export.parity import greedy_tokens_of, torch_reference
+
+    tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
+    window = np.asarray([[*_PROMPT, *tokens]], dtype=np.int64)
+    (nll,) = torch_nll(checkpoint, window)
+    reference = scratch / "reference.npz"
+    torch_reference(checkpoint).save(reference)
+    return _Expected(reference, tuple(tokens), window, nll, torch.get_num_threads())
+
+
+def _compared(expected: _Expected, plain: Path) -> tuple[dict[str, float], float]:
+    """The fp32 export against torch, in a process of its own, the model released before."""
+    from prune_export.delivery.ir_checks import compare
+    from prune_export.delivery.resources import free_memory
+
+    free_memory()
+    return compare(expected.reference, plain, threads=expected.threads)
+
+
+def _scored(stage: Path, expected: _Expected, *, precision: str, name: str, scratch: Path, progress: Progress) -> float:
+    """Share of torch's greedy tokens that the result generates too; its NLL is checked."""
+    from prune_export.delivery.ir_checks import score_ir
+    from prune_export.delivery.variants import check_nll
+
+    agreement, (nll,) = score_ir(
+        stage,
+        precision=precision,
+        prompt=_PROMPT,
+        expected=expected.tokens,
+        windows=expected.window,
+        gate_threads=expected.threads,
+        score_threads=0,
+        progress=progress,
+        scratch=scratch,
+    )
+    check_nll(nll - expected.nll, precision=precision, name=name)
+    return agreement
+
+
+def _openvino(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+    from prune_export.export.gate import parity_record
+    from prune_export.export.weights import compress
+
+    with _beside(stage) as scratch:
+        plain = scratch / "fp32"
+        expected = _written_openvino(source, plain, scratch, report)
+        with report.phase("parity with torch"):
+            errors, tolerance = _compared(expected, plain)
+        with report.phase(f"writing {precision}"):
+            if precision == "fp32":
+                shutil.copytree(plain, stage, dirs_exist_ok=True)
+            else:
+                compress(plain, stage, precision=precision)
+        agreement = _scored(stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report)
+    return parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
+
+
+def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress) -> _Expected:
+    """The model is gone when this returns: it and a runtime's copy of it are never in memory together."""
+    from prune_export.export.openvino_ir import export_openvino
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import load_tokenizer
+
+    checkpoint, tokenizer = load(source), load_tokenizer(source)
+    with report.phase("exporting to OpenVINO"):
+        export_openvino(checkpoint, tokenizer, plain)
+    with report.phase("running the checkpoint in torch"):
+        return _expected(checkpoint, scratch)
+
+
+def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+    from prune_export.export.files import ONNX_RECORD
+    from prune_export.export.gate import parity_record
+    from prune_export.export.versions import package_versions
+
+    with _beside(stage) as scratch:
+        plain = stage if precision == "fp32" else scratch / "fp32"
+        expected = _written_onnx(source, plain, stage, precision, scratch, report)
+        with report.phase("parity with torch"):
+            errors, tolerance = _compared(expected, plain)
+            agreement = _scored(
+                stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report
+            )
+    parity = parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
+    record = json.loads((stage / ONNX_RECORD).read_text(encoding="utf8"))
+    record |= {"parity": to_json(parity), "versions": package_versions()}
+    (stage / ONNX_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
+    return parity
+
+
+def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratch: Path, report: Progress) -> _Expected:
+    """The model is gone when this returns."""
+    from prune_export.export.onnx_export import export_onnx
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import load_tokenizer
+
+    checkpoint, tokenizer = load(source), load_tokenizer(source)
+    if precision != "fp32":
+        export_onnx(checkpoint, None, plain, progress=report)
+    export_onnx(checkpoint, tokenizer, stage, precision=precision, progress=report)
+    with report.phase("running the checkpoint in torch"):
+        return _expected(checkpoint, scratch)
+
+
+@contextmanager
+def _beside(stage: Path) -> Iterator[Path]:
+    """A folder for what the gate needs, on the same disk as the result, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=stage.parent, prefix=".fp32-") as folder:
+        yield Path(folder)
+
+
+BOTH = "both"
+FORMATS: dict[str, Format] = {
+    row.name: row
+    for row in (
+        Format("openvino", ("fp32", "int8", "int4"), _openvino),
+        Format("onnx", PRECISIONS, _onnx),
+    )
+}

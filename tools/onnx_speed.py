@@ -1,0 +1,99 @@
+"""Decode speed of our dense ONNX artifact beside what ONNX Runtime GenAI's model builder makes of the same checkpoint.
+
+    python tools/onnx_speed.py --model DIR --precisions fp32,int4 --rounds 5
+
+Both graphs run in the same session (past and present in one buffer), in fresh processes that take turns.  Prints a
+Markdown table; a ratio above 1 means that ours is faster.  `tools/random_model.py` writes checkpoints of known
+dimensions; keep the machine quiet meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from prune_export.benchmark.compare import drift_warning, paired_ratio
+from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.runtimes import find_model
+from prune_export.errors import PruneExportError
+from prune_export.export.onnx_export import export_onnx
+from prune_export.profiles.load import load_profile
+from prune_export.progress import Progress
+from prune_export.prune.checkpoint import load
+from prune_export.prune.loading import load_tokenizer
+from prune_export.target import parse_workload
+from prune_export.units import format_bytes, format_duration
+
+# What the builder makes on a CPU.
+PRECISIONS = ("fp32", "int4")
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="dense checkpoint")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int4")
+    parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each (default 5)")
+    parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
+    parser.add_argument("--block", type=int, default=128, help="of our int4 weights (default 128)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where the models are written (default: temporary)")
+    arguments = parser.parse_args()
+    print("| precision | ours, tpot p50 | builder's | builder's / ours | our bytes | builder's bytes |")
+    print("|---|---|---|---|---|---|")
+    for precision in arguments.precisions.split(","):
+        with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+            print(row(arguments, precision, Path(folder)), flush=True)
+
+
+def row(arguments: argparse.Namespace, precision: str, folder: Path) -> str:
+    """Exports both ways and measures them in turns."""
+    progress = Progress()
+    ours, theirs = folder / "ours", folder / "builder"
+    export_onnx(
+        load(arguments.model),
+        load_tokenizer(arguments.model),
+        ours,
+        precision=precision,
+        block=arguments.block,
+        progress=progress,
+    )
+    with progress.phase(f"running the builder in {precision}"):
+        build(arguments.model, theirs, precision, folder / "cache")
+    with progress.phase(f"measuring {precision}"):
+        found = measure_together(
+            [Subject(theirs, precision), Subject(ours, precision)],
+            profile=load_profile("host"),
+            workload=parse_workload(arguments.workload),
+            rounds=arguments.rounds,
+            threads=arguments.threads,
+            sample_memory=False,
+            progress=progress,
+        )
+    if warning := drift_warning(found[0], "tpot"):
+        progress.note(f"note: {warning}")
+    times = [format_duration(item.percentile("tpot", "p50")) for item in found]
+    sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
+    ratio = paired_ratio(found[0], found[1], "tpot", "p50")
+    return f"| {precision} | {times[1]} | {times[0]} | {ratio} | {' | '.join(sizes)} |"
+
+
+def build(model: Path, output: Path, precision: str, cache: Path) -> None:
+    """The builder as people run it, on a local directory, offline."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(output)]
+    command += ["-p", precision, "-e", "cpu", "-c", str(cache)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    shutil.rmtree(cache, ignore_errors=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines() or ["no message"]
+        raise PruneExportError(f"the builder ended with exit code {done.returncode}: {last[-1]}")
+
+
+if __name__ == "__main__":
+    main()
