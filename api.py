@@ -17,7 +17,7 @@ from prune_export.deliver import baseline, deliver
 from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
-from prune_export.delivery.search import replayable
+from prune_export.delivery.search import replayable, unlike
 from prune_export.delivery.single import first_proposal
 from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build
@@ -29,6 +29,7 @@ from prune_export.formats import formats_of
 from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
+from prune_export.prune.calibration import shortage
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.planning import save_front
@@ -122,7 +123,7 @@ def prune(
     Args:
         model: directory, hub id, or "reference".
         output: destination directory.
-        plan_file: replay this plan.
+        plan_file: replay this plan; a compensated one gives the same weights with the same calibration.
         ratio: or search one that removes this share of the parameters.
         search: search settings.
         calibration: text for the search, or None for the standard library's.
@@ -140,12 +141,11 @@ def prune(
         raise BadInputError("prune needs either a plan or a ratio")
     source = resolve_source(model)
     settings = search or SearchSettings()
+    tokens: NDArray[np.int64] | None = None
     if plan_file is not None:
-        shape = model_shape(load_config(source))
-        chosen = replayable(plan_file, source_digest(source), shape)
-        tokens = calibration_tokens(
-            load_text(calibration, "calibration"), load_tokenizer(source), shape, settings, lazy=False
-        ).tokens
+        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+        if chosen.compensated:
+            tokens = _replay_tokens(source, chosen, settings, calibration, report)
     else:
         request = Request(
             model=model,
@@ -165,6 +165,18 @@ def prune(
         save_checkpoint(smaller, load_tokenizer(source), stage)
         chosen.save(stage / PLAN_FILE)
     return chosen
+
+
+def _replay_tokens(
+    source: Path, chosen: PrunePlan, settings: SearchSettings, calibration: str | None, report: Progress
+) -> NDArray[np.int64]:
+    """The calibration tokens that a replayed plan is compensated on, and notes where they are not what they should."""
+    text, shape = load_text(calibration, "calibration"), chosen.dense
+    made = calibration_tokens(text, load_tokenizer(source), shape, settings, lazy=False)
+    for note in (unlike(chosen, made), shortage(made.tokens.size, shape)):
+        if note:
+            report.note(note)
+    return made.tokens
 
 
 def export(

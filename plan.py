@@ -35,7 +35,7 @@ class PlanStep:
     """One step of the search.
 
     Attributes:
-        stage: "blocks", "mlp" or "attention".
+        stage: "blocks", "mlp", "attention" or "mixer".
         layer: index of the layer in the dense model.
         part: "attention", "mlp", "mixer" or "recurrence".
         size: KV heads, MLP channels or mixer units left in that sub-block after the step.

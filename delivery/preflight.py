@@ -29,7 +29,7 @@ from prune_export.profiles.device import DeviceProfile
 from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
-from prune_export.prune.calibration import CalibrationTokens, default_fast_size, default_size
+from prune_export.prune.calibration import CalibrationTokens, default_fast_size, default_size, shortage
 from prune_export.prune.evolve import GENERATIONS, POPULATION
 from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.shapes import model_shape
@@ -83,7 +83,8 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     if profile.latency_table is not None:
         profile.latency_table.check(table_key(shape, workload))
     check_resources(shape, output)
-    texts = _texts(request, tokenizer, shape, progress)
+    compensated = plan.compensated if plan is not None else request.search.compensated
+    texts = _texts(request, tokenizer, shape, progress, compensated=compensated)
     with _work_directory(output) as work:
         yield Job(
             request=request,
@@ -118,7 +119,7 @@ def _workload(request: Request, shape: ModelShape, progress: Progress) -> Worklo
     return workload
 
 
-def _texts(request: Request, tokenizer: Any, shape: ModelShape, progress: Progress) -> _Texts:
+def _texts(request: Request, tokenizer: Any, shape: ModelShape, progress: Progress, *, compensated: bool) -> _Texts:
     """Reads both texts and warns of what will make the figures look better or worse than they are."""
     with progress.phase("reading the texts"):
         calibration_text = load_text(request.calibration, "calibration")
@@ -136,6 +137,8 @@ def _texts(request: Request, tokenizer: Any, shape: ModelShape, progress: Progre
     if evaluation_text.digest == calibration_text.digest:
         progress.note("warning: calibration and evaluation text are the same: perplexities will look too good")
     progress.note(f"calibration: {calibration.description}")
+    if compensated and (short := shortage(calibration.tokens.size, shape)):
+        progress.note(short)
     free_memory()  # the tokenizer went through megabytes of text, of which a few windows are kept
     return _Texts(calibration, calibration_text, evaluation, evaluation_text)
 

@@ -13,6 +13,7 @@ from prune_export.errors import BadInputError
 from prune_export.files import release_pages
 from prune_export.manifest import CHECKPOINT_FOLDER
 from prune_export.plan import PrunePlan
+from prune_export.prune.calibration import CalibrationTokens
 from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.loading import load_tokenizer
 from prune_export.prune.multipruner import MultiPruner
@@ -120,8 +121,8 @@ class Searcher:
         with job.progress.phase(title) as phase:
             model = realise(job.source, plan, job.calibration.tokens, progress=phase.update)
             save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored_dtype(job.source))
-        if plan.compensated and plan.calibration_digest != job.calibration.digest:
-            job.progress.note("note: this plan was made with another calibration text than it is compensated with")
+        if note := unlike(plan, job.calibration):
+            job.progress.note(note)
         return model, tokenizer, plan.target
 
     def release(self) -> None:
@@ -142,6 +143,16 @@ class Searcher:
 def checkpoint_of(job: Job, name: str) -> Path:
     """Where the checkpoint of a built plan is kept, beside its exports."""
     return job.work / name / CHECKPOINT_FOLDER
+
+
+def unlike(plan: PrunePlan, calibration: CalibrationTokens) -> str:
+    """A note when a plan is compensated on other text than it was made with, else empty."""
+    if not plan.compensated or plan.calibration_digest == calibration.digest:
+        return ""
+    return (
+        "note: this plan was made with other calibration text than it is compensated with, so its weights will differ: "
+        "give the same --calibration, windows and length"
+    )
 
 
 def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:

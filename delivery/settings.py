@@ -23,7 +23,7 @@ class SearchSettings:
     """How the plan is searched.
 
     Attributes:
-        search: one of `SEARCHES`.
+        search: one of `SEARCHES`; unless told MultiPruner with a preset, the fast search without.
         compensate: refit what stays for what goes, or None for the search's default: on for fast and evolve, off for
             the papers' searches and presets.
         preset: row of the papers' table that distribution and groups are taken from, or None.
@@ -39,7 +39,7 @@ class SearchSettings:
         calibration_length: tokens a sequence, or None.
     """
 
-    search: str = DEFAULT_SEARCH
+    search: str = ""
     compensate: bool | None = None
     preset: str | None = None
     order: str = "l1"
@@ -51,6 +51,10 @@ class SearchSettings:
     calibration_rows: int | None = None
     width_rows: int | None = None
     calibration_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.search:
+            object.__setattr__(self, "search", DEFAULT_SEARCH if self.preset is None else "multipruner")
 
     @property
     def compensated(self) -> bool:

@@ -17,6 +17,7 @@ _MIN_TOKENS = 512
 _MAX_TOKENS = 16384
 # Candidates that a lazy step scores, as observed on a trained 5M-parameter Llama, rounded up.
 _LAZY_SCORES = 4
+_ADVISABLE_PER_CHANNEL = 10
 _FAST_LENGTH = 128
 _FAST_PER_CHANNEL = 96
 _FAST_LEAST, _FAST_MOST = 16384, 65536
@@ -93,18 +94,31 @@ def default_fast_size(shape: ModelShape, *, flops: float = 6e13) -> CalibrationS
         flops: floating-point operations that the passes may take: about six a parameter and token for each of the dense
             pass, the dense and the pruned walk.
     """
-    widest = max(
-        max(layer.mlp_width, layer.query_heads * shape.head_dim, layer.mixer_width * _unit_columns(shape))
-        for layer in shape.layers
-    )
     affordable = int(flops / (12.0 * shape.parameters()))
-    tokens = max(_FAST_LEAST, min(_FAST_PER_CHANNEL * widest, _FAST_MOST, affordable))
+    tokens = max(_FAST_LEAST, min(_FAST_PER_CHANNEL * widest_output(shape), _FAST_MOST, affordable))
     length = min(_FAST_LENGTH, shape.context)
     return CalibrationSize(windows=max(1, tokens // length), length=length)
 
 
-def _unit_columns(shape: ModelShape) -> int:
-    return shape.mixer.unit_columns if shape.mixer is not None else 1
+def widest_output(shape: ModelShape) -> int:
+    """Inputs of the widest output projection of an attention, MLP or mixer."""
+    unit_columns = shape.mixer.unit_columns if shape.mixer is not None else 1
+    return max(
+        max(layer.mlp_width, layer.query_heads * shape.head_dim, layer.mixer_width * unit_columns)
+        for layer in shape.layers
+    )
+
+
+def shortage(tokens: int, shape: ModelShape) -> str:
+    """A warning when so many calibration tokens are few for fits to the output projections, else empty."""
+    widest = widest_output(shape)
+    wanted = _ADVISABLE_PER_CHANNEL * widest
+    if tokens >= wanted:
+        return ""
+    return (
+        f"warning: {tokens} calibration tokens for projections of up to {widest} inputs, {wanted} are advisable "
+        "(ten a channel): compensation may overfit, give more with --calibration-windows"
+    )
 
 
 def search_flops(

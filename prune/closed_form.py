@@ -225,7 +225,7 @@ def shared_update(weights: torch.Tensor, moment: torch.Tensor, kept: torch.Tenso
     wide = weights.double()
     if not len(kept) or not bool(removed.any()):
         return wide[:, kept]
-    cross = wide[:, removed] @ moment[removed][:, kept]
+    cross = wide[:, removed] @ moment[removed][:, kept].double()
     return wide[:, kept] + regression(moment[kept][:, kept], cross, ridge=ridge, scale=mean_diagonal(moment))
 
 
@@ -240,7 +240,7 @@ def regression(moment: torch.Tensor, cross: torch.Tensor, *, ridge: float, scale
     system = moment.double().clone()
     system.diagonal().add_(ridge * scale if scale > 0 else 1.0)
     factor, info = torch.linalg.cholesky_ex(system)
-    if int(info):
+    if int(info) or _diagonal_ratio(factor) > 1.0 / (max(1, len(system)) * torch.finfo(torch.float64).eps):
         least: torch.Tensor = cross.double() @ torch.linalg.pinv(system, hermitian=True)
         return least
     solved: torch.Tensor = torch.cholesky_solve(cross.double().T, factor).T

@@ -51,9 +51,9 @@ class CompensatedPlan:
                     stack.enter_context(matrix_replaced(block.module, self._matrix(block, size, extra)))
             return divergence.of(0, tuple(structure))
 
-    def forget(self) -> None:
-        """Frees the matrices kept for the next plan."""
-        self._matrices = {}
+    def keep_only(self, sizes: dict[int, int]) -> None:
+        """Frees all matrices but those of a plan: the next ones asked for are likely to be close to it."""
+        self._matrices = {key: found for key, found in self._matrices.items() if sizes[key[0]] == key[1]}
 
     def _absorbed(self, sizes: dict[int, int]) -> dict[int, list[int]]:
         """Removed sub-blocks by the remaining one that takes over for them."""

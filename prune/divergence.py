@@ -9,10 +9,13 @@ import torch
 
 from prune_export.prune.candidates import Structure
 from prune_export.prune.layer_runner import LayerRunner
+from prune_export.prune.sub_blocks import block_name, is_finite, not_finite
 
 _BATCH_TOKENS = 2048
 _HEAD_BYTES = 64 << 20
-_SKETCH = 8192  # numbers that an effect is kept in: inner products are off by about 1 / sqrt(8192) of the norms
+# Numbers that an effect is kept in.  Inner products are off by about 1 / sqrt(8192) of the norms where tokens change in
+# ways of their own, by more where they change alike, since all share the same signs.
+_SKETCH = 8192
 _SEED = 20241
 
 
@@ -22,13 +25,11 @@ class Effect:
 
     Attributes:
         per_sequence: [N] mean over a sequence's tokens of KL(dense || changed), in nats.
-        nll: mean NLL of the text's own next tokens, in nats.
         sketch: [S] random projection of sqrt(p) (z - E_p z) / sqrt(2 tokens), where z = log q - log p: to second order
             |sketch|^2 is the divergence, and effects of several changes add up.
     """
 
     per_sequence: torch.Tensor
-    nll: float
     sketch: torch.Tensor
 
     @property
@@ -66,9 +67,19 @@ class Divergence:
 
     @torch.inference_mode()
     def learn_dense(self) -> float:
-        """Runs the dense model once; returns its mean NLL.  Every later divergence is from it."""
+        """Runs the dense model once; returns its mean NLL.  Every later divergence is from it.
+
+        Raises:
+            BadInputError: activations that are not finite; names the sub-block.
+        """
         self.evaluations += 1
-        hidden = self.run(0, self._dense)
+        hidden = self._states[0]
+        for block in range(self._blocks):
+            hidden = self._run_block(hidden, block, self._dense)
+            if not is_finite(hidden):
+                layer = self._dense[block // 2]
+                part = "mlp" if block % 2 and layer.mlp_width else "attention" if layer.kv_heads else "mixer"
+                raise not_finite(block_name(block, part))
         self._log_p = torch.cat([torch.log_softmax(self._runner.logits(rows), -1) for rows in self._rows(hidden)])
         return self._nll(self._log_p)
 
@@ -85,7 +96,7 @@ class Divergence:
         assert self._log_p is not None, "learn_dense comes first"
         self.evaluations += 1
         hidden = self.run(start, structure)
-        nll, at = 0.0, 0
+        at = 0
         sketches, divergences = [], []
         for rows in self._rows(hidden):
             log_p = self._log_p[at : at + len(rows)]
@@ -94,11 +105,10 @@ class Divergence:
             z = log_q - log_p
             mean = (p * z).sum(-1, keepdim=True)
             divergences.append(-mean[:, 0].double())
-            nll += self._nll(log_q, at) * len(rows)
             sketches.append((p.sqrt() * (z - mean)) @ self._signs)
             at += len(rows)
         sketch = torch.cat(sketches).reshape(-1) / math.sqrt(2 * at)
-        return Effect(torch.cat(divergences).view(len(self._tokens), -1).mean(1), nll / at, sketch)
+        return Effect(torch.cat(divergences).view(len(self._tokens), -1).mean(1), sketch)
 
     def run(self, start: int, structure: Structure) -> torch.Tensor:
         """Last residual stream [N, T, D] with the sub-blocks from `start` on as in `structure`."""
@@ -126,10 +136,7 @@ class Divergence:
         rows: tuple[torch.Tensor, ...] = hidden.reshape(-1, hidden.shape[-1]).split(step)
         return rows
 
-    def _nll(self, log_q: torch.Tensor, at: int = 0) -> float:
-        """Mean NLL of rows at .. at + len; the last token of a sequence predicts nothing and counts as the mean."""
-        following = self._tokens.roll(-1, 1).reshape(-1)[at : at + len(log_q)]
-        places = torch.arange(at, at + len(log_q)) % self._tokens.shape[1] != self._tokens.shape[1] - 1
-        if not bool(places.any()):
-            return 0.0
-        return float(-log_q.gather(1, following[:, None])[places].mean(dtype=torch.float64))
+    def _nll(self, log_q: torch.Tensor) -> float:
+        """Mean NLL of the text's own next tokens; the last token of a sequence predicts nothing."""
+        rows = log_q.view(*self._tokens.shape, -1)[:, :-1]
+        return float(-rows.gather(2, self._tokens[:, 1:, None]).mean(dtype=torch.float64))

@@ -14,6 +14,7 @@ from prune_export.prune.closed_form import mean_diagonal
 
 _STEPS = 128  # units that go together: one in so many, since their order among each other matters little
 _COMPACT = 0.75  # the dead part of the inverse is dropped when no more than this share is alive
+_SMALL = 128  # columns; copying fewer is not worth it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def eliminate(
         share = scores[chosen] / scores[chosen].sum().clamp_min(1e-300)
         removed += names[chosen].tolist()
         losses += (losses[-1] + loss * share.cumsum(0)).tolist()
-        if 0 < int(alive.sum()) <= _COMPACT * len(alive) and size * len(alive) > _STEPS:
+        if 0 < int(alive.sum()) <= _COMPACT * len(alive) and size * len(alive) > _SMALL:
             kept = (alive.nonzero() * size + torch.arange(size)).reshape(-1)
             work, inverse = work[:, kept].contiguous(), inverse[kept][:, kept].contiguous()
             names, alive = names[alive], torch.ones(int(alive.sum()), dtype=torch.bool)

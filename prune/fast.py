@@ -24,7 +24,7 @@ from prune_export.prune.score_file import ScoreFolder
 from prune_export.prune.scoring import BlockScores, Scoring
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
 from prune_export.prune.shapes import model_shape
-from prune_export.prune.sub_blocks import sub_blocks
+from prune_export.prune.sub_blocks import SubBlock, sub_blocks
 from prune_export.shape import LayerShape, ModelShape
 
 _SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
@@ -33,6 +33,9 @@ _TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change
 _FEWEST_TOKENS = 2048
 _EXCHANGES = 4  # plans around the best predicted one that are evaluated too
 _TIGHTER = 5
+_MOST_OPTIONS = 2048  # of all sub-blocks together, about: their pairs are compared
+_FEWEST_SIZES = 16  # of a sub-block, where its group allows
+_WORST = 1e6  # nats; stands for a divergence that overflowed
 
 
 class FastSearch:
@@ -101,13 +104,14 @@ class FastSearch:
         Raises:
             SearchInfeasibleError: nothing within the budget can be reached.
         """
-        before = self._scoring.divergence.block_evaluations
+        before, known = self._scoring.divergence.block_evaluations, self._evaluations
         problem = self._problem()
         dense_cost = self._cost(self._dense.layers)
         found = self._within(problem, budget, dense_cost)
         if found is None:
             raise self._infeasible(problem, budget)
         best, effect = self._check(problem, found, budget - dense_cost, progress)
+        self._plan.keep_only(self._sizes(best))
         layers = self._layers(best)
         return SearchResult(
             dense=self._dense,
@@ -120,26 +124,35 @@ class FastSearch:
             dense_cost=dense_cost,
             cost_unit=self._unit,
             method=self._method(),
-            evaluations=self._evaluations,
+            evaluations=self._evaluations - known,
             block_evaluations=self._scoring.divergence.block_evaluations - before,
             plain_evaluations=self._scoring.divergence.block_evaluations - before,
             divergence=effect.divergence,
         )
 
     def _score_all(self, progress: Callable[[float, float, str], None] | None) -> list[BlockScores]:
-        scores = []
+        """Scores of all sub-blocks; those in the folder are taken from there."""
         blocks = self._scoring.blocks
+        known = {block.index: self._known(block) for block in blocks}
+        last = max((block.index for block in blocks if known[block.index] is None), default=-1)
+        scores = []
         for done, block in enumerate(blocks):
             if progress is not None:
                 progress(done, len(blocks), block.name.replace(": its", ""))
-            known = self._folder.get(block.index)
-            if known is None or self._folder.matrix("moment", block.index) is None:
-                known = self._scoring.score(block)
-                self._folder.put(known)
-            elif any(self._folder.get(later.index) is None for later in blocks[done:]):
+            found = known[block.index]
+            if found is None:
+                found = self._scoring.score(block)
+                self._folder.put(found)
+            elif block.index < last:
                 self._scoring.skip(block)
-            scores.append(known)
+            scores.append(found)
         return scores
+
+    def _known(self, block: SubBlock) -> BlockScores | None:
+        """A sub-block's scores, if all that belongs to them is in the folder."""
+        needed = ["moment"] if self._scoring.helper(block) is None else ["moment", "cross"]
+        whole = all(self._folder.matrix(name, block.index) is not None for name in needed)
+        return self._folder.get(block.index) if whole else None
 
     def _keep(self, name: str, index: int, values: torch.Tensor) -> None:
         self._folder.put_matrix(name, index, values.float().numpy())
@@ -156,27 +169,34 @@ class FastSearch:
     def _make_options(self) -> list[tuple[int, int]]:
         """(position of the sub-block, size) of every option, by sub-block, sizes ascending."""
         options = []
+        most = max(_FEWEST_SIZES, _MOST_OPTIONS // len(self._scores))
         for position, scores in enumerate(self._scores):
             step = self._groups[scores.part] if scores.part != "mixer" else max(1, scores.units // 12)
+            step *= math.ceil(scores.units / (step * most))
             sizes = sorted({0, scores.units, *range(step, scores.units, step)})
             options += [(position, size) for size in sizes]
         return options
 
     def _problem(self) -> Problem:
         effects = np.zeros((len(self._options), self._scores[0].sketches.shape[1]), dtype=np.float32)
+        alone = np.zeros(len(self._options))
         for row, (position, size) in enumerate(self._options):
             scores = self._scores[position]
             if size < scores.units:
+                alone[row] = min(scores.divergence(size), _WORST)
                 direction = scores.sketches[scores.nearest(size)]
-                length = float(np.linalg.norm(direction)) or 1.0
-                effects[row] = direction * (math.sqrt(min(scores.divergence(size), 1e6)) / length)
+                length = float(np.linalg.norm(direction))
+                if length > 0.0 and math.isfinite(length):  # what overflowed points nowhere
+                    effects[row] = direction * (math.sqrt(alone[row]) / length)
+        gram = (effects @ effects.T).astype(np.float64)
+        np.fill_diagonal(gram, alone)
         dense_cost = self._cost(self._dense.layers)
         costs = [self._cost(self._with(position, size)) - dense_cost for position, size in self._options]
         keeping = [size > 0 and self._scores[position].part != "mlp" for position, size in self._options]
         return Problem(
             owner=np.asarray([position for position, _ in self._options], dtype=np.int64),
             cost=np.asarray(costs),
-            gram=(effects @ effects.T).astype(np.float64),
+            gram=gram,
             vital=np.asarray(keeping),
         )
 
@@ -212,16 +232,17 @@ class FastSearch:
             if progress is not None:
                 progress(done + 1, len(candidates) + 1, f"divergence {effect.divergence:.4f}")
             other = self._evaluate(choice)
-            gain = effect.per_sequence - other.per_sequence
-            noise = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-            if float(gain.mean()) > noise:
+            if clearly_better(other, effect):
                 best, effect = choice, other
         return best, effect
 
     def _evaluate(self, choice: NDArray[np.int64]) -> Effect:
         self._evaluations += 1
-        sizes = {self._scores[position].index: size for position, size in (self._options[at] for at in choice)}
-        return self._plan.effect(sizes)
+        return self._plan.effect(self._sizes(choice))
+
+    def _sizes(self, choice: NDArray[np.int64]) -> dict[int, int]:
+        """Units of each sub-block by its index."""
+        return {self._scores[position].index: size for position, size in (self._options[at] for at in choice)}
 
     def _infeasible(self, problem: Problem, budget: float) -> SearchInfeasibleError:
         smallest = cheapest(problem)
@@ -270,6 +291,15 @@ class FastSearch:
             f"fast search: divergence on {self._tokens['scoring']} tokens, moments of {self._tokens['calibration']}, "
             f"{groups}"
         )
+
+
+def clearly_better(effect: Effect, other: Effect) -> bool:
+    """Whether an effect is less than another by more than the noise of their difference, sequence by sequence."""
+    if not math.isfinite(other.divergence):
+        return math.isfinite(effect.divergence)
+    gain = other.per_sequence - effect.per_sequence
+    noise = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return float(gain.mean()) > noise
 
 
 def _scoring_tokens(shape: ModelShape) -> int:

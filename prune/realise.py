@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from prune_export.prune.loading import load_model, weight_files
 from prune_export.prune.refit import refit
 from prune_export.prune.surgery import prune_model
 
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 def realise(
     source: Path,
     plan: PrunePlan,
-    tokens: NDArray[Any],
+    tokens: NDArray[Any] | None,
     *,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Any:
@@ -28,7 +32,7 @@ def realise(
     Args:
         source: directory of the dense checkpoint.
         plan: of that model.
-        tokens: [N, T] calibration tokens; read only where the plan is compensated.
+        tokens: [N, T] calibration tokens; None will do where the plan is not compensated.
         progress: called with (done, total, detail).
 
     Raises:
@@ -37,12 +41,20 @@ def realise(
     dense = load_model(source)
     pruned = prune_model(dense, plan)
     if plan.compensated:
+        assert tokens is not None, "a compensated plan needs calibration tokens"
         refit(dense, pruned, torch.as_tensor(tokens).long(), stored=stored_dtype(source), progress=progress)
     return pruned
 
 
 def stored_dtype(source: Path) -> torch.dtype:
-    """The checkpoint's own weight type: kept weights are unchanged, so nothing is gained by a wider one."""
+    """The checkpoint's own weight type: kept weights are unchanged, so nothing is gained by a wider one.
+
+    That of most of its weights: norms and the like are often wider, masks are no weights at all.
+    """
+    counts: Counter[torch.dtype] = Counter()
     with safe_open(weight_files(source)[0], framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(next(iter(file.keys())))
-        return tensor.dtype
+        for name in file.keys():  # noqa: SIM118  the file is no mapping
+            tensor = file.get_slice(name)
+            if tensor.get_dtype() in _STORED:
+                counts[_STORED[tensor.get_dtype()]] += math.prod(tensor.get_shape())
+    return counts.most_common(1)[0][0] if counts else torch.float32

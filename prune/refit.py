@@ -12,23 +12,29 @@ is lambda -> infinity, wins ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from prune_export.errors import BadInputError
 from prune_export.prune.calibration import spread_windows
 from prune_export.prune.families import family_of
 from prune_export.prune.fitting import Sums, Update, best_update
 from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.reorder import identity_orders
 from prune_export.prune.shapes import model_shape
-from prune_export.prune.sub_blocks import SubBlock, matrix, recorded, set_matrix, sub_blocks
+from prune_export.prune.sub_blocks import (
+    SubBlock,
+    all_recorded,
+    is_finite,
+    matrix,
+    not_finite,
+    set_matrix,
+    set_parameter,
+    sub_blocks,
+)
 
-ADVISABLE_PER_CHANNEL = 10
 _TOKENS_PER_CHANNEL = 96  # beyond which fits hardly get better
 _FEWEST_TOKENS = 4096
 _BATCH_TOKENS = 2048
@@ -177,18 +183,15 @@ class _Walk:
 
     def _pass(self, batch: _Batch, group: list[SubBlock], end: int) -> None:
         own = [self._dense_blocks[block.index] for block in group]
-        with _recorded(own) as wanted:
+        with all_recorded(own) as wanted:
             for index in range(self._at, end):
                 batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
         batch.before = batch.pruned
-        with _recorded(group) as seen:
+        with all_recorded(group) as seen:
             batch.pruned = self._advance(self._pruned, batch.before, group)
         batch.inputs = [calls[-1][0] for calls in seen]
-        if not all(bool(torch.isfinite(part.sum(dtype=torch.float64))) for part in batch.inputs):
-            raise BadInputError(
-                f"{group[0].name} gives activations that are not finite on the calibration text: "
-                "the weights are damaged or do not fit the configuration"
-            )
+        if not all(is_finite(part) for part in (*batch.inputs, batch.dense, batch.pruned)):
+            raise not_finite(group[-1].name)
         if self._additive:
             batch.missing = [batch.dense - batch.pruned] * len(group)
         else:
@@ -223,9 +226,9 @@ class _Walk:
         change = matrix(module) - old
         moved = torch.zeros(len(old), dtype=old.dtype)
         if module.bias is not None:
-            bias = (module.bias.double() + update.bias).to(self._stored).to(module.bias.dtype)
-            moved = bias - module.bias
-            module.bias = torch.nn.Parameter(bias, requires_grad=False)
+            before = module.bias
+            set_parameter(module, "bias", (before.double() + update.bias).to(self._stored))
+            moved = module.bias - before
         if self._additive:
             for batch in self._batches:
                 batch.pruned = batch.pruned + batch.inputs[position] @ change.T + moved
@@ -247,7 +250,7 @@ def refit(
     Args:
         dense: model before surgery.
         pruned: after it (`surgery.prune_model`).
-        windows: [N, T] calibration tokens, at least `ADVISABLE_PER_CHANNEL` for each input; a spread of as many as
+        windows: [N, T] calibration tokens, at least ten for each input (`calibration.shortage`); a spread of as many as
             help is used.
         stored: precision in which the weights will be stored: they are rounded to it at once, so that later fits make
             up for that too.
@@ -269,17 +272,6 @@ def refit(
     return Refit(tuple(fits), walk.evaluations / 2 * windows.numel())
 
 
-def shortage(windows: torch.Tensor, widest: int) -> str:
-    """A warning when the calibration text is short for a fit over `widest` inputs, else empty."""
-    wanted = ADVISABLE_PER_CHANNEL * widest
-    if windows.numel() >= wanted:
-        return ""
-    return (
-        f"{windows.numel()} calibration tokens for projections of up to {widest} inputs, {wanted} are advisable "
-        "(ten a channel): compensation may overfit, give more with --calibration-windows"
-    )
-
-
 def _runner(model: Any) -> LayerRunner:
     return LayerRunner(model, identity_orders(model_shape(model.config).layers))
 
@@ -288,9 +280,3 @@ def _add(fitted: Sums, held: Sums, marks: torch.Tensor, x: torch.Tensor, r: torc
     """Adds a batch [B, T, ...] to the moments, its windows in `marks` to those held out."""
     for sums, chosen in ((fitted, ~marks), (held, marks)):
         sums.add(*(part[chosen].reshape(-1, part.shape[-1]).float() for part in (x, r, weight)))
-
-
-@contextmanager
-def _recorded(blocks: list[SubBlock]) -> Iterator[list[list[tuple[torch.Tensor, torch.Tensor]]]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(recorded(block.module)) for block in blocks]

@@ -41,7 +41,8 @@ class ScoreFolder:
     def get(self, index: int) -> BlockScores | None:
         """The scores of a sub-block, if they are known and whole."""
         try:
-            with np.load(self._file(index), allow_pickle=False) as data:
+            # Opened here: numpy leaves a file open that is cut off.
+            with self._file(index).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return BlockScores(index, str(data["part"]), *(data[name] for name in _ARRAYS))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None  # missing, or cut off by a kill: computed again

@@ -7,6 +7,7 @@ removed sub-block absorbed by the projection before it.  Sizes in between follow
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prune_export.errors import BadInputError
 from prune_export.prune.calibration import spread_windows
 from prune_export.prune.closed_form import mean_diagonal, regression, shared_update
 from prune_export.prune.divergence import Divergence, Effect
@@ -25,12 +25,21 @@ from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.reorder import LayerOrder, identity_orders
 from prune_export.prune.sensitivity import PROBE_TOKENS, output_sensitivity
 from prune_export.prune.shapes import model_shape
-from prune_export.prune.sub_blocks import SubBlock, matrix, matrix_replaced, recorded, sub_blocks
+from prune_export.prune.sub_blocks import (
+    SubBlock,
+    all_recorded,
+    is_finite,
+    matrix,
+    matrix_replaced,
+    not_finite,
+    sub_blocks,
+)
 
 RIDGE = 1e-3  # of the mean diagonal; keeps the solves regular and takes next to nothing from the fit
 ABSORB_RIDGE = 1e-2  # a removed block's output is a weak function of its neighbour's input: easily overfitted
 _BATCH_TOKENS = 2048
 _MLP_ANCHORS = (0.125, 0.5)
+_CARRIED_BYTES = 64 << 20  # more is kept in half the precision
 _FEW_UNITS = 4  # so many sizes or fewer are all scored
 
 
@@ -69,7 +78,7 @@ class BlockScores:
             return float(self.divergences[self.sizes == size][0])
         tiny = 1e-300
         known = np.log(np.maximum(self.losses[self.sizes], tiny))[::-1]
-        values = np.log(np.maximum(self.divergences, tiny))[::-1]
+        values = np.log(np.clip(self.divergences, tiny, 1.0 / tiny))[::-1]
         wanted = float(np.log(max(self.losses[size], tiny)))
         if wanted <= known[0]:
             return float(np.exp(values[0] + wanted - known[0]))
@@ -115,10 +124,8 @@ class Scoring:
         self.divergence = Divergence(self._runner, scoring)
         self.dense_nll = self.divergence.learn_dense()
         self._keep = keep
-        probes = spread_windows(calibration, PROBE_TOKENS)
-        self.sensitivity_tokens = probes.numel()
-        self._sensitivity = output_sensitivity(model, self.blocks, probes)
-
+        self._model, self._calibration = model, calibration
+        self.sensitivity_tokens = 0
         step = max(1, _BATCH_TOKENS // calibration.shape[1])
         with torch.inference_mode():
             self._states = [self._runner.embed(rows) for rows in calibration.split(step)]
@@ -128,13 +135,21 @@ class Scoring:
         self._layer = -1
         self.moment_evaluations = 0
 
+    @functools.cached_property
+    def _roots(self) -> dict[int, torch.Tensor]:
+        """Roots of the sub-blocks' Fisher information; an interrupted run that has all scores never asks for them."""
+        probes = spread_windows(self._calibration, PROBE_TOKENS)
+        self.sensitivity_tokens = probes.numel()
+        with torch.inference_mode(False):
+            return output_sensitivity(self._model, self.blocks, probes)
+
     @torch.inference_mode()
     def score(self, block: SubBlock) -> BlockScores:
         """Scores one sub-block; those before it must have been passed with `score` or `skip`."""
         self._reach(block.layer)
         moment = self._moments[block.index]
         weights = matrix(block.module)
-        seen = self._sensitivity[block.index].to(weights.dtype) @ weights
+        seen = self._roots[block.index].to(weights.dtype) @ weights
         found = eliminate(seen, moment, block.columns, ridge=RIDGE)
         self.set_order(block, found.order)
         effects = {size: self._effect(block, size, weights, moment, found.order) for size in self._sizes(block)}
@@ -168,7 +183,8 @@ class Scoring:
         for at, state in enumerate(self._states):
             calls: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for index in (2 * layer, 2 * layer + 1):
-                mine = [block for block in own if block.index == index or (self._parallel and index % 2)]
+                turn = 2 * layer + 1 if self._parallel else None  # a parallel layer runs whole in the MLP's place
+                mine = [block for block in own if (turn or block.index) == index]
                 state = self._run(state, index, mine, calls)
             self._states[at] = state
             for block in own:
@@ -179,18 +195,16 @@ class Scoring:
                     near = calls[helper.index][0] if helper.index in calls else self._carried[at].to(inputs.dtype)
                     crosses[block.index].add(outputs, near)
             if own:
-                last = calls[own[-1].index][0].to(torch.bfloat16)  # halves the memory; enough for a cross moment
-                self._carried[at : at + 1] = [last]
+                last = calls[own[-1].index][0]
+                large = last.nbytes * len(self._states) > _CARRIED_BYTES
+                self._carried[at : at + 1] = [last.to(torch.bfloat16) if large else last]  # enough for a cross moment
         self.moment_evaluations += len(own)
         for block in own:
             self._learn(block, sums[block.index].mean(), crosses[block.index])
 
     def _learn(self, block: SubBlock, moment: torch.Tensor, cross: Sum) -> None:
-        if not bool(torch.isfinite(moment).all()):
-            raise BadInputError(
-                f"{block.name} gives activations that are not finite on the calibration text: "
-                "the weights are damaged or do not fit the configuration"
-            )
+        if not is_finite(moment):
+            raise not_finite(block.name)
         self._moments[block.index] = moment
         if self._keep is not None:
             self._keep("moment", block.index, moment)
@@ -209,10 +223,12 @@ class Scoring:
         """One batch through a sub-block; `calls` gets what entered and left the output projections in it."""
         if not blocks:
             return self._runner.run_block(state, index, self.shape.layers)
-        with recorded(blocks[0].module) as first, recorded(blocks[-1].module) as last:
+        with all_recorded(blocks) as seen:
             state = self._runner.run_block(state, index, self.shape.layers)
-        for block, seen in zip(blocks, (first, last), strict=False):
-            calls[block.index] = seen[-1]  # an earlier call may have been made to learn the arguments
+        if not is_finite(state):
+            raise not_finite(blocks[-1].name)
+        for block, its_calls in zip(blocks, seen, strict=True):
+            calls[block.index] = its_calls[-1]  # an earlier call may have been made to learn the arguments
         return state
 
     def _sizes(self, block: SubBlock) -> list[int]:

@@ -36,6 +36,8 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
             for block in blocks:
                 stack.callback(block.module.register_forward_hook(_probe(probes, block.index)).remove)
             logits = model(input_ids=row[None], use_cache=False).logits[0].float()
+            if not bool(torch.isfinite(logits).all()):
+                continue  # the walk over the same tokens names the layer
             log_p = torch.log_softmax(logits, -1)
             drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
             gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), list(probes.values()))

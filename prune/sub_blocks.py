@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from prune_export.errors import BadInputError
 from prune_export.prune.families import family_of
 from prune_export.prune.layout import output_units, row_matrix
 from prune_export.prune.shapes import model_shape
@@ -48,7 +49,7 @@ class SubBlock:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"layer {self.layer}: its {'MLP' if self.part == 'mlp' else self.part}"
+        return block_name(self.index, self.part)
 
     def resized(self, layer: LayerShape, dense: LayerShape, size: int) -> LayerShape:
         """The layer's shape with `size` units in this sub-block."""
@@ -61,6 +62,11 @@ class SubBlock:
     def size_in(self, layer: LayerShape) -> int:
         """Units of this sub-block in a layer."""
         return {"mlp": layer.mlp_width, "mixer": layer.mixer_width, "attention": layer.kv_heads}[self.part]
+
+
+def block_name(index: int, part: str) -> str:
+    """Sub-block `index` along the residual stream, for messages."""
+    return f"layer {index // 2}: its {'MLP' if part == 'mlp' else part}"
 
 
 def sub_blocks(model: Any) -> list[SubBlock]:
@@ -83,7 +89,14 @@ def sub_blocks(model: Any) -> list[SubBlock]:
 def set_matrix(module: Any, matrix: torch.Tensor) -> None:
     """Gives a projection the weight `matrix` [out, in], in its own layout and precision; no memory is shared."""
     data = matrix.T if isinstance(module, Conv1D) else matrix
-    module.weight = nn.Parameter(data.to(module.weight.dtype).contiguous().clone(), requires_grad=False)
+    set_parameter(module, "weight", data)
+
+
+def set_parameter(module: Any, name: str, values: torch.Tensor) -> None:
+    """Replaces a parameter in its own precision; an ordinary tensor even in inference mode: it may be trained."""
+    with torch.inference_mode(False):
+        data = values.to(getattr(module, name).dtype).contiguous().clone()
+        setattr(module, name, nn.Parameter(data, requires_grad=False))
 
 
 @contextmanager
@@ -106,6 +119,26 @@ def recorded(module: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def all_recorded(blocks: Sequence[SubBlock]) -> Iterator[list[list[tuple[torch.Tensor, torch.Tensor]]]]:
+    """`recorded` for the projections of several sub-blocks at once."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(recorded(block.module)) for block in blocks]
+
+
+def not_finite(name: str) -> BadInputError:
+    """What to raise where the activations of a sub-block overflow."""
+    return BadInputError(
+        f"{name} gives activations that are not finite on the calibration text: "
+        "the weights are damaged or do not fit the configuration"
+    )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all values are, without a mask as large as they are."""
+    return bool(torch.isfinite(values.sum(dtype=torch.float64)))
 
 
 def matrix(module: Any) -> torch.Tensor:

@@ -24,8 +24,11 @@ def test_prune_writes_a_smaller_checkpoint_and_its_plan(checkpoint: Path, text_f
     assert plan.ratio >= 0.2
     assert sum(parameter.numel() for parameter in model.parameters()) == plan.target.parameters()
     assert PrunePlan.load(tmp_path / "out" / "plan.json") == plan
-    # The plan alone gives the same weights again.
-    again = api.prune(str(checkpoint), tmp_path / "again", plan_file=tmp_path / "out" / "plan.json")
+    # The plan and its calibration text give the same weights again.
+    again = api.prune(
+        str(checkpoint), tmp_path / "again", plan_file=tmp_path / "out" / "plan.json", search=SEARCH,
+        calibration=str(text_file),
+    )  # fmt: skip
     assert again == plan
     for name, tensor in prune_export.load(tmp_path / "again").state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name

@@ -115,7 +115,7 @@ def parse_search(arguments: argparse.Namespace) -> SearchSettings:
     windows, width_windows = _pair(arguments.calibration_windows, "--calibration-windows")
     rows, width_rows = _pair(arguments.calibration_rows, "--calibration-rows")
     return SearchSettings(
-        search=arguments.search or ("multipruner" if arguments.preset else DEFAULT_SEARCH),
+        search=arguments.search or "",
         compensate=arguments.compensate,
         preset=arguments.preset,
         order=arguments.order,

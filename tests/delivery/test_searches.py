@@ -125,7 +125,7 @@ def test_orders_and_own_tokens_for_widths_reach_the_search(checkpoint: Path, tex
         "widths": {"width_windows": 1},
         "rows": {"calibration_windows": None, "calibration_rows": 20, "width_rows": 10},
     }.items():
-        settings = replace(SEARCH, distribution=(0.0, 80.0, 20.0), **changes)
+        settings = replace(SEARCH, search="multipruner", distribution=(0.0, 80.0, 20.0), **changes)
         plans[name] = api.plan(replace(request_for(checkpoint, text_file, settings), calibration=str(rows)))
     assert "order Wanda" in plans["wanda"].method
     assert "order as they are" in plans["none"].method
@@ -250,37 +250,47 @@ def test_overflowing_activations_name_the_layer(
         )
 
 
-# Dies by SIGKILL after the 23rd score is written.
+# Dies by SIGKILL after so many scores are written.
 _KILLED = """
 import os, signal
 from prune_export import cli
 from prune_export.prune.journal import Journal
-put, calls = Journal.put, 0
+from prune_export.prune.score_file import ScoreFolder
+put, calls = {owner}.put, 0
 def counted(self, *arguments):
     global calls
     put(self, *arguments)
     calls += 1
-    if calls == 23:
+    if calls == {after}:
         os.kill(os.getpid(), signal.SIGKILL)
-Journal.put = counted
+{owner}.put = counted
 cli.main()
 """
 
 
+@pytest.mark.parametrize("search", ["multipruner", "fast"])
 def test_a_killed_process_ends_with_the_same_plan(
-    checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: str, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [
         *("plan", "--model", str(checkpoint), "--calibration", str(text_file), "--target-ratio", "40%", "--quiet"),
         *("--mlp-group", "8", "--calibration-windows", "4", "--calibration-length", "64", "--threads", "1"),
+        *("--search", search),
     ]
     whole, resumed = tmp_path / "whole.json", tmp_path / "resumed.json"
     assert cli.main([*arguments, "-o", str(whole)]) == 0
     monkeypatch.setenv("PRUNE_EXPORT_CACHE", str(tmp_path / "killed"))
-    killed = subprocess.run([sys.executable, "-c", _KILLED, *arguments, "-o", str(resumed)], timeout=300)
+    code = (
+        _KILLED.format(owner="ScoreFolder", after=5) if search == "fast" else _KILLED.format(owner="Journal", after=23)
+    )
+    killed = subprocess.run([sys.executable, "-c", code, *arguments, "-o", str(resumed)], timeout=300)
     assert killed.returncode == -signal.SIGKILL
-    (journal,) = (tmp_path / "killed" / "runs").glob("*/journal.jsonl")
-    assert journal.read_bytes().count(b"\n") == 1 + 23
+    runs = tmp_path / "killed" / "runs"
+    if search == "fast":
+        assert len(list(runs.glob("*/journal.scores/block-*.npz"))) == 5
+    else:
+        (journal,) = runs.glob("*/journal.jsonl")
+        assert journal.read_bytes().count(b"\n") == 1 + 23
     assert not resumed.exists()
     assert cli.main([*arguments, "-o", str(resumed)]) == 0
     assert PrunePlan.load(resumed) == PrunePlan.load(whole)
