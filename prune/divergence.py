@@ -12,7 +12,7 @@ from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.sub_blocks import block_name, is_finite, not_finite
 
 _BATCH_TOKENS = 2048
-_HEAD_BYTES = 64 << 20
+_HEAD_BYTES = 16 << 20
 # Numbers that an effect is kept in.  Inner products are off by about 1 / sqrt(8192) of the norms where tokens change in
 # ways of their own, by more where they change alike, since all share the same signs.
 _SKETCH = 8192
