@@ -11,10 +11,12 @@ import torch
 from prune_export.delivery.state import cache_directory
 from prune_export.files import check_destination, staged
 from prune_export.progress import Progress
-from prune_export.prune.loading import source_digest
+from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.prune.loading import load_model, load_tokenizer, source_digest
 from prune_export.prune.projection_pruning import SparsityMethod
+from prune_export.prune.realise import stored_dtype
+from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
-from prune_export.prune.sparse_checkpoint import context_of, load_any, save_any
 from prune_export.prune.sparse_journal import SparseJournal
 from prune_export.prune.sparsify import sparsify_model
 from prune_export.records import digest, to_json
@@ -38,6 +40,8 @@ def sparsify(
 ) -> SparsityReport:
     """Writes a checkpoint whose decoder projections follow a sparsity pattern, and sparsity.json beside it.
 
+    Weights are stored in the source's precision.
+
     A run that was killed goes on after the last layer that it finished, when it is started again with the same request.
 
     Args:
@@ -57,8 +61,8 @@ def sparsify(
     check_destination(output, force=force)
     text = load_text(calibration, "calibration")
     source = resolve_source(model)
-    loaded, tokenizer = load_any(source)
-    size = length or min(LENGTH, context_of(loaded))
+    loaded, tokenizer, stored = load_model(source), load_tokenizer(source), stored_dtype(source)
+    size = length or min(LENGTH, model_shape(loaded.config).context)
     tokens = token_windows(text, tokenizer, count=windows or WINDOWS, length=size)
     # The solver's memory changes the size of its batches, not what it computes.
     settings = {name: value for name, value in to_json(method).items() if name != "memory_bytes"}
@@ -67,9 +71,9 @@ def sparsify(
     journal = SparseJournal(directory)
     if len(journal):
         report.note(f"resuming: {len(journal)} layers were pruned by an earlier run with the same request")
-    result = sparsify_model(loaded, torch.from_numpy(tokens), method, journal=journal, progress=report)
+    result = sparsify_model(loaded, torch.from_numpy(tokens), method, stored=stored, journal=journal, progress=report)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
-        save_any(loaded, tokenizer, stage)
+        save_checkpoint(loaded, tokenizer, stage, dtype=stored)
         (stage / SPARSITY_FILE).write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf8")
     shutil.rmtree(directory, ignore_errors=True)
     return result

@@ -14,16 +14,9 @@ import torch
 from torch import nn
 
 from prune_export.errors import BadInputError
-from prune_export.prune.families import FAMILIES, PRUNED_PREFIX
+from prune_export.prune.families import family_of
 from prune_export.prune.quiet import quiet
 
-# Where the layers are in architectures that one-shot sparsity knows beside the families of structured pruning.
-OTHER_LAYERS = {
-    "opt": "model.decoder.layers",
-    "gpt2": "transformer.h",
-    "mamba": "backbone.layers",
-    "mamba2": "backbone.layers",
-}
 _BATCH_TOKENS = 4096
 _STREAM = "hidden_states"
 
@@ -46,11 +39,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     Raises:
         BadInputError: an architecture that is not known.
     """
-    kind = str(getattr(model.config, "model_type", "")).removeprefix(PRUNED_PREFIX)
-    paths = {name: row.layers for name, row in FAMILIES.items()} | OTHER_LAYERS
-    if kind not in paths:
-        raise BadInputError(f'architecture "{kind}" is not supported: use one of {", ".join(paths)}')
-    return list(model.get_submodule(paths[kind]))
+    return list(model.get_submodule(family_of(model.config).layers))
 
 
 class LayerWalk:

@@ -33,6 +33,7 @@ def sparsify_model(
     tokens: torch.Tensor | NDArray[np.int64],
     method: SparsityMethod,
     *,
+    stored: torch.dtype | None = None,
     journal: SparseJournal | None = None,
     progress: Progress | None = None,
 ) -> SparsityReport:
@@ -48,6 +49,8 @@ def sparsify_model(
         model: causal language model, changed in place.
         tokens: [N, T] calibration token ids.
         method: pattern, method and its settings.
+        stored: precision that the weights will be stored in: they are rounded to it, so that what follows sees the
+            activations of the stored model; that of the model unless told.
         journal: finished layers on disk, for a run that may be killed.
         progress: where progress goes.
 
@@ -72,7 +75,7 @@ def sparsify_model(
                     replace_weight(projections[name], weight)
                 rows = known.rows
             else:
-                rows = _prune_layer(walk, index, projections, method, report)
+                rows = _prune_layer(walk, index, projections, method, stored, report)
                 if journal is not None:
                     journal.keep(index, {name: weight_of(module) for name, module in projections.items()}, rows)
             done += rows
@@ -122,7 +125,12 @@ def _too_few_tokens(found: list[dict[str, nn.Module]], tokens: int, method: Spar
 
 
 def _prune_layer(
-    walk: LayerWalk, index: int, projections: dict[str, nn.Module], method: SparsityMethod, report: Progress
+    walk: LayerWalk,
+    index: int,
+    projections: dict[str, nn.Module],
+    method: SparsityMethod,
+    stored: torch.dtype | None,
+    report: Progress,
 ) -> list[ProjectionSparsity]:
     where = f"layer {index}"
     if not projections:
@@ -134,7 +142,7 @@ def _prune_layer(
             report.update(index + len(rows) / len(projections), len(walk.layers), f"{where}.{name}")
             weights = weight_of(projections[name])
             pruned, _ = prune_projection(weights.float(), moment, method)
-            replace_weight(projections[name], pruned.to(weights.dtype))
+            replace_weight(projections[name], pruned.to(stored or weights.dtype).to(weights.dtype))
             rows.append(_row(f"{where}.{name}", weights, weight_of(projections[name]), moment, method.pattern))
     return rows
 

@@ -103,10 +103,10 @@ def time_gpu(directory: Path) -> None:
     import torch
 
     from prune_export.errors import BadInputError
+    from prune_export.prune.loading import load_model
     from prune_export.prune.semi_structured import to_semi_structured
-    from prune_export.prune.sparse_checkpoint import load_any
 
-    model, _ = load_any(directory)
+    model = load_model(directory)
     if not torch.cuda.is_available():
         print("no CUDA device: 2:4 on sparse tensor cores was not measured")
         return

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from prune_export.prune.loading import load_model, load_tokenizer
 from prune_export.prune.projection_pruning import SparsityMethod
 from prune_export.prune.sources import resolve_source
-from prune_export.prune.sparse_checkpoint import load_any
 from prune_export.prune.sparsify import sparsify_model
 from prune_export.sparsity import Pattern, parse_pattern
 from prune_export.texts import load_text, token_windows
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_any(resolve_source(arguments.model))
+    source = resolve_source(arguments.model)
+    model, tokenizer = load_model(source), load_tokenizer(source)
     length = arguments.length
     text, held = load_text(arguments.calibration, "calibration"), load_text(arguments.eval_text, "evaluation")
     tokens = torch.from_numpy(token_windows(text, tokenizer, count=arguments.calibration_windows, length=length))
@@ -51,7 +52,7 @@ def main() -> None:
     for pattern in (parse_pattern(part) for part in arguments.patterns.split(",")):
         base: list[float] | None = None
         for method in methods(pattern, every=arguments.every):
-            fresh, _ = load_any(resolve_source(arguments.model))
+            fresh = load_model(source)
             begun = time.monotonic()
             report = sparsify_model(fresh, tokens, method)
             seconds = time.monotonic() - begun
