@@ -69,12 +69,20 @@ def _check_attentions(decoder: Decoder) -> None:
             f"heads of width {width} have no ONNX export: ONNX Runtime rotates widths that are a multiple of "
             f"{_HEAD_MULTIPLE}"
         )
+    rotated = 0 if decoder.rotary is None else 2 * decoder.rotary[0].shape[1]
+    if rotated % _HEAD_MULTIPLE:
+        raise BadInputError(
+            f"heads of which {rotated} dimensions are rotated have no ONNX export: ONNX Runtime rotates multiples of "
+            f"{_HEAD_MULTIPLE}"
+        )
 
 
 def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:
     attention = getattr(module, row.attention, None)
+    if not _has_weight(attention, row.o):
+        attention = None
     mlp = getattr(module, row.mlp, None) if row.mlp else module
-    if getattr(mlp, row.down, None) is None:
+    if not _has_weight(mlp, row.down):
         mlp = None
     return Layer(
         attention=None if attention is None else _attention(attention, row, config, index),
@@ -85,6 +93,11 @@ def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:
         after_mlp=_optional_norm(module, row.after_mlp, row),
         parallel=bool(row.parallel and getattr(config, row.parallel)),
     )
+
+
+def _has_weight(block: Any, name: str) -> bool:
+    """Pruned layers have None or a module without weights where a part was."""
+    return hasattr(getattr(block, name, None), "weight")
 
 
 def _attention(module: nn.Module, row: Row, config: Any, index: int) -> Attention:
@@ -151,7 +164,7 @@ def _rows(whole: Linear, begin: int, end: int) -> Linear:
 
 def _optional_norm(module: nn.Module, name: str, row: Row) -> Norm | None:
     norm = getattr(module, name) if name else None
-    return None if norm is None else _norm(norm, row.norm_offset)
+    return None if norm is None or isinstance(norm, nn.Identity) else _norm(norm, row.norm_offset)
 
 
 def _norm(module: Any, offset: float) -> Norm:
@@ -159,6 +172,9 @@ def _norm(module: Any, offset: float) -> Norm:
     # The families' classes name it differently.
     named = (getattr(module, name, None) for name in ("variance_epsilon", "eps"))
     epsilon = next(float(value) for value in named if value is not None)
+    if module.weight is None:  # a layer normalization without parameters
+        size = module.normalized_shape
+        return Norm(torch.ones(size), torch.zeros(size), epsilon)
     weight = module.weight.detach().float()
     return Norm(weight + offset if offset else weight, None if bias is None else bias.detach().float(), epsilon)
 

@@ -87,8 +87,15 @@ def places(model: Any) -> Places:
     return PLACES.get(model.config.model_type.removeprefix("prune_"), Places())
 
 
-def tiny_model(variant: str = "llama", *, seed: int = 0, layers: int = 5) -> Any:
-    """A model with weights large enough that every sub-block matters, biases and norms included."""
+def tiny_model(variant: str = "llama", *, seed: int = 0, layers: int = 5, **more: Any) -> Any:
+    """A model with weights large enough that every sub-block matters, biases and norms included.
+
+    Args:
+        variant: one of `VARIANTS`.
+        seed: of the weights.
+        layers: how many.
+        more: settings that differ from the variant's, by the family's names.
+    """
     family, changes = VARIANTS[variant]
     base = {
         "vocab_size": VOCAB,
@@ -104,7 +111,7 @@ def tiny_model(variant: str = "llama", *, seed: int = 0, layers: int = 5) -> Any
         "tie_word_embeddings": False,
     }
     names = {name: RENAMED.get(family, {}).get(name, name) for name in base}
-    settings = {new: base[name] for name, new in names.items() if new} | changes
+    settings = {new: base[name] for name, new in names.items() if new} | changes | more
     torch.manual_seed(seed)
     config = getattr(transformers, FAMILIES[family].config_class)(**settings)
     model = getattr(transformers, FAMILIES[family].model_class)(config).eval().requires_grad_(False)
