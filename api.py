@@ -23,6 +23,7 @@ from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
 from prune_export.delivery.single import first_proposal
+from prune_export.delivery.sparse import check_sparsity, make_sparse, save_report
 from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build, check_nll
 from prune_export.delivery.workshop import Workshop
@@ -43,6 +44,7 @@ from prune_export.prune.realise import realise
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.sparsify import sparsify
+from prune_export.sparsity import Sparsity
 from prune_export.target import Target
 from prune_export.texts import load_text
 
@@ -122,6 +124,7 @@ def prune(
     plan_file: Path | None = None,
     ratio: float | None = None,
     search: SearchSettings | None = None,
+    sparsity: Sparsity | None = None,
     calibration: str | None = None,
     seed: int = 42,
     force: bool = False,
@@ -135,6 +138,7 @@ def prune(
         plan_file: replay this plan.
         ratio: or search one that removes this share of the parameters.
         search: search settings.
+        sparsity: zeros on top of the plan, or None.
         calibration: text for the search, or None for the standard library's.
         seed: of everything random.
         force: replace an existing output.
@@ -153,6 +157,8 @@ def prune(
     if plan_file is not None:
         shape = model_shape(load_config(source))
         chosen = replayable(plan_file, source_digest(source), shape)
+        if sparsity is not None:
+            check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
         tokens = calibration_tokens(
             load_text(calibration, "calibration"), load_tokenizer(source), shape, settings, lazy=False
         ).tokens
@@ -163,6 +169,7 @@ def prune(
             target=Target("parameters", ratio),
             output=output,
             search=settings,
+            sparsity=sparsity,
             calibration=calibration,
             seed=seed,
             force=force,
@@ -171,8 +178,13 @@ def prune(
     title = "fitting what stays to what goes" if chosen.compensated else "cutting"
     with report.phase(title) as phase:
         smaller = realise(source, chosen, tokens, progress=phase.update)
+    zeros = None
+    if sparsity is not None:
+        zeros = make_sparse(smaller, tokens, sparsity, stored=smaller.dtype, progress=report)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
         save_checkpoint(smaller, load_tokenizer(source), stage)
+        if zeros is not None:
+            save_report(zeros, stage)
         chosen.save(stage / PLAN_FILE)
     return chosen
 
