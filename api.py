@@ -19,6 +19,7 @@ from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable, unlike
 from prune_export.delivery.single import first_proposal
+from prune_export.delivery.sparse import check_sparsity, make_sparse, save_report
 from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build
 from prune_export.delivery.workshop import Workshop
@@ -37,6 +38,7 @@ from prune_export.prune.realise import realise
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.sparsify import sparsify
+from prune_export.sparsity import Sparsity
 from prune_export.target import Target
 from prune_export.texts import load_text
 
@@ -113,6 +115,7 @@ def prune(
     plan_file: Path | None = None,
     ratio: float | None = None,
     search: SearchSettings | None = None,
+    sparsity: Sparsity | None = None,
     calibration: str | None = None,
     seed: int = 42,
     force: bool = False,
@@ -126,6 +129,7 @@ def prune(
         plan_file: replay this plan; a compensated one gives the same weights with the same calibration.
         ratio: or search one that removes this share of the parameters.
         search: search settings.
+        sparsity: zeros on top of the plan, or None.
         calibration: text for the search, or None for the standard library's.
         seed: of everything random.
         force: replace an existing output.
@@ -144,7 +148,9 @@ def prune(
     tokens: NDArray[np.int64] | None = None
     if plan_file is not None:
         chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
-        if chosen.compensated:
+        if sparsity is not None:
+            check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
+        if chosen.compensated or sparsity is not None:
             tokens = _replay_tokens(source, chosen, settings, calibration, report)
     else:
         request = Request(
@@ -153,6 +159,7 @@ def prune(
             target=Target("parameters", ratio),
             output=output,
             search=settings,
+            sparsity=sparsity,
             calibration=calibration,
             seed=seed,
             force=force,
@@ -161,8 +168,13 @@ def prune(
     title = "fitting what stays to what goes" if chosen.compensated else "cutting"
     with report.phase(title) as phase:
         smaller = realise(source, chosen, tokens, progress=phase.update)
+    zeros = None
+    if sparsity is not None and tokens is not None:
+        zeros = make_sparse(smaller, tokens, sparsity, stored=smaller.dtype, progress=report)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
         save_checkpoint(smaller, load_tokenizer(source), stage)
+        if zeros is not None:
+            save_report(zeros, stage)
         chosen.save(stage / PLAN_FILE)
     return chosen
 

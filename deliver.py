@@ -79,8 +79,9 @@ def _quality_loss(job: Job, outcome: Outcome) -> float:
 def _notes(job: Job, outcome: Outcome, loss: float) -> tuple[str, ...]:
     notes = [f"perplexity {outcome.delivered.perplexity:.2f}, {loss:+.1%} against the best dense precision"]
     if outcome.plan is None:
+        done = "nothing was pruned" if job.request.sparsity is None else "no structure was removed"
         notes.append(
-            f"the dense model in {outcome.delivered.precision} already meets the target, nothing was pruned; "
+            f"the dense model in {outcome.delivered.precision} already meets the target, {done}; "
             "a target that needs pruning: --target-speedup 1.3x"
         )
     if loss > LOUD_LOSS:

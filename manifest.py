@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from prune_export.errors import BadInputError
-from prune_export.records import from_json, to_json
+from prune_export.records import SPARSE, from_json, to_json
 from prune_export.shape import ModelShape
+from prune_export.sparsity import SparsityRecord
 from prune_export.target import Target, Workload
 
 MANIFEST = "manifest.json"
@@ -127,7 +128,7 @@ class Candidate:
     """One row of the comparison: a model in a precision.
 
     Attributes:
-        name: "dense" or "pruned".
+        name: "dense", "pruned", or "sparse" for the dense model with zeros.
         precision: weight precision.
         parameters: total parameters.
         perplexity: held-out perplexity scored through the artifact itself.
@@ -202,6 +203,7 @@ class Manifest:
         peak_tree_bytes: peak resident memory of the run's whole process tree, up to the writing of the manifest.
         peak_tree_phase: the phase of the run that had it.
         phases_bytes: phase of the run to the peak of the same in it.
+        sparsity: zeros counted in the delivered checkpoint, where some were asked for.
         samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
     """
@@ -233,6 +235,7 @@ class Manifest:
     peak_tree_bytes: int = 0
     peak_tree_phase: str = ""
     phases_bytes: dict[str, int] = field(default_factory=dict)
+    sparsity: SparsityRecord | None = field(default=None, metadata=SPARSE)
     samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
+from prune_export.delivery.sparse import save_report
 from prune_export.delivery.state import cache_directory
 from prune_export.files import check_destination, staged
 from prune_export.progress import Progress
@@ -20,7 +20,7 @@ from prune_export.prune.sources import resolve_source
 from prune_export.prune.sparse_journal import SparseJournal
 from prune_export.prune.sparsify import sparsify_model
 from prune_export.records import digest, to_json
-from prune_export.sparsity import SPARSITY_FILE, SparsityReport
+from prune_export.sparsity import SparsityReport
 from prune_export.texts import load_text, token_windows, windows_digest
 
 # As many windows as SparseGPT's and Wanda's papers take, and of the same length where the model allows it.
@@ -74,6 +74,6 @@ def sparsify(
     result = sparsify_model(loaded, torch.from_numpy(tokens), method, stored=stored, journal=journal, progress=report)
     with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
         save_checkpoint(loaded, tokenizer, stage, dtype=stored)
-        (stage / SPARSITY_FILE).write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf8")
+        save_report(result, stage)
     shutil.rmtree(directory, ignore_errors=True)
     return result

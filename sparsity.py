@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 
 from prune_export import units
-from prune_export.errors import BadInputError
+from prune_export.errors import BadInputError, nearest
 
 SPARSITY_FILE = "sparsity.json"
+METHODS = ("mrp", "sparsegpt", "wanda", "magnitude")
 _GROUP = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 _LARGEST_GROUP = 16
 
@@ -57,6 +58,38 @@ def parse_pattern(text: str, *, what: str = "--pattern") -> Pattern:
             f"and a group has at most {_LARGEST_GROUP}, e.g. 2:4"
         )
     return Pattern(1 - keep / group, keep, group)
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Zeros that are asked for on top of whatever else is done to a model.
+
+    Attributes:
+        pattern: what may go.
+        method: one of `METHODS`.
+    """
+
+    pattern: Pattern
+    method: str = METHODS[0]
+
+    def __str__(self) -> str:
+        return f"{self.pattern} by {self.method}"
+
+
+def parse_sparsity(pattern: str | None, method: str | None) -> Sparsity | None:
+    """The wish from --sparsity and --sparsity-method; None where neither is given.
+
+    Raises:
+        BadInputError: no pattern, an unknown method, or a method without a pattern.
+    """
+    if pattern is None:
+        if method is not None:
+            raise BadInputError("--sparsity-method belongs to --sparsity: give a pattern such as 2:4 too")
+        return None
+    name = method or METHODS[0]
+    if name not in METHODS:
+        raise BadInputError(f'--sparsity-method "{name}" is not one of {", ".join(METHODS)}{nearest(name, METHODS)}')
+    return Sparsity(parse_pattern(pattern, what="--sparsity"), name)
 
 
 @dataclass(frozen=True)
@@ -122,3 +155,46 @@ class SparsityReport:
     def pattern_holds(self) -> bool:
         """Whether the pattern holds in every projection."""
         return all(item.pattern_holds for item in self.projections)
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """The projections of one decoder layer as they are stored.
+
+    Attributes:
+        layer: index in the dense model.
+        weights: of all of its projections; a layer that lost all of them has no entry.
+        zeros: how many of them are exactly zero.
+        share: zeros / weights.
+    """
+
+    layer: int
+    weights: int
+    zeros: int
+    share: float
+
+
+@dataclass(frozen=True)
+class SparsityRecord:
+    """What was counted in a stored checkpoint.
+
+    Attributes:
+        pattern: as it was asked for.
+        method: mrp, sparsegpt, wanda or magnitude.
+        mask: S or M for mrp, else empty.
+        compensation: S or M for mrp, else empty.
+        pattern_holds: in every projection; for N:M, in every group of every row.
+        layers: layer by layer.
+    """
+
+    pattern: str
+    method: str
+    mask: str
+    compensation: str
+    pattern_holds: bool
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of zeros over all layers."""
+        return sum(item.zeros for item in self.layers) / max(1, sum(item.weights for item in self.layers))

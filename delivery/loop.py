@@ -20,7 +20,7 @@ from prune_export.target import Target
 
 
 def decide(job: Job, dense: Build) -> Outcome:
-    """Dense in the best precision that meets the target, else pruned.
+    """Dense in the best precision that meets the target, else pruned; with the sparsity asked for in either.
 
     Args:
         job: the delivery at work.
@@ -33,7 +33,7 @@ def decide(job: Job, dense: Build) -> Outcome:
     if target.speedup is None and target.metric != "parameters" and job.plan is None:
         chosen = _dense_outcome(job, dense)
         if chosen is not None:
-            return chosen
+            return chosen if job.request.sparsity is None else _sparse_outcome(job, dense, chosen)
     workshop = Workshop(job, dense, fastest(job, dense))
     alone = job.plan is not None or target.metric == "parameters" or not job.measured
     outcome = single(workshop) if alone else _closed_loop(workshop)
@@ -56,6 +56,41 @@ def _dense_outcome(job: Job, dense: Build) -> Outcome | None:
             variants, parity = tuple(dense.variants.values()), dense.parity[precision]
             return Outcome(variants, variant, None, parity, limit, figures[precision], predictions=predictions)
     return None
+
+
+def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
+    """The dense precision that would be delivered, with the zeros asked for.
+
+    Raises:
+        InfeasibleError: with them it misses the target, twice.
+    """
+    target, precision = job.request.target, chosen.delivered.precision
+    workshop = Workshop(job, dense, precision)
+    made = workshop.sparse()
+    found, base, sparse = chosen.figure, chosen.delivered, made.variants[precision]
+    for again in ("", " once more") if job.measured else ():  # a prediction counts structures, not zeros
+        base, sparse = measured(
+            job, [base, sparse], title=f"sparse: measuring against dense{again}", sample_memory=True
+        )
+        found = figure(job, sparse)
+        if found <= chosen.limit:
+            break
+    if found > chosen.limit:
+        raise InfeasibleError(
+            f"{target}: dense {precision} meets it, with sparsity {job.request.sparsity} it takes "
+            f"{show(target, found)}, the limit is {show(target, chosen.limit)}: ask for more, so that it is pruned, "
+            "or leave out --sparsity"
+        )
+    predictions = chosen.predictions
+    return replace(
+        chosen,
+        variants=(*(base if item.precision == precision else item for item in chosen.variants), sparse),
+        delivered=sparse,
+        parity=made.parity[precision],
+        figure=found,
+        predictions=predictions and predictions | {("sparse", precision): found},
+        finish=workshop.state.forget,
+    )
 
 
 def _dense_figure(job: Job, variant: Variant) -> float:

@@ -9,7 +9,7 @@ from prune_export.delivery.summary import speed, timed_metric
 from prune_export.manifest import Manifest
 from prune_export.plan import PrunePlan
 
-_COLOURS = {"dense": "#5b6770", "pruned": "#12715b"}
+_COLOURS = {"dense": "#5b6770", "pruned": "#12715b", "sparse": "#8a5a00"}
 _MARKERS = {"fp32": "o", "int8": "s", "int4": "^"}
 _LIMIT = "#b3261e"
 # Precisions of one model have nearly the same perplexity: their labels go above, below and to the side.

@@ -22,6 +22,7 @@ from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
 from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
+from prune_export.delivery.sparse import check_sparsity
 from prune_export.errors import BadInputError
 from prune_export.evaluate import default_tokens
 from prune_export.files import check_destination, check_space
@@ -74,11 +75,15 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     threads = _threads(request.threads, profile, measured=not reason)
     with progress.phase("checking the model"):
         source = resolve_source(request.model)
-        shape = model_shape(load_config(source))
+        config = load_config(source)
+        shape = model_shape(config)
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
         plan = replayable(request.plan, digest, shape) if request.plan is not None else None
         request = replace(request, search=request.search.for_model(shape))
+        if request.sparsity is not None:
+            multiple = profile.width_multiple
+            check_sparsity(request.sparsity, config, search=request.search, multiple=multiple, plan=plan)
     workload = _workload(request, shape, progress)
     if profile.latency_table is not None:
         profile.latency_table.check(table_key(shape, workload))

@@ -10,6 +10,7 @@ from pathlib import Path
 from prune_export.delivery.ir_checks import continuation
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
 from prune_export.delivery.workshop import Outcome
 from prune_export.export.versions import package_versions
@@ -41,7 +42,7 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
         _checkpoint(job, outcome, stage / CHECKPOINT_FOLDER)
         if outcome.plan is not None:
             outcome.plan.save(stage / PLAN_FILE)
-        manifest = _manifest(job, outcome)
+        manifest = replace(_manifest(job, outcome), sparsity=stored_sparsity(stage / CHECKPOINT_FOLDER))
         # The report is drawn from the manifest and the manifest lists the report, so the manifest is written twice.
         manifest.save(stage)
         write_report(stage)
@@ -56,8 +57,9 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
 
 
 def _checkpoint(job: Job, outcome: Outcome, directory: Path) -> None:
-    if outcome.plan is not None:  # the very weights that were exported
-        shutil.copytree(outcome.delivered.directory.parent / CHECKPOINT_FOLDER, directory)
+    kept = outcome.delivered.directory.parent / CHECKPOINT_FOLDER
+    if kept.is_dir():  # the very weights that were exported
+        shutil.copytree(kept, directory)
         return
     model = load_model(job.source)
     save_checkpoint(model, load_tokenizer(job.source), directory, dtype=stored_dtype(job.source))

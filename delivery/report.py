@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prune_export.delivery import plots
-from prune_export.delivery.summary import claim, speed, timed_metric
+from prune_export.delivery.summary import claim, sparsity_lines, speed, timed_metric
 from prune_export.manifest import PLAN_FILE, REPORT_FILE, Candidate, Manifest
 from prune_export.plan import PrunePlan
 from prune_export.units import format_bytes, format_clock, format_duration
@@ -51,6 +51,7 @@ def page(manifest: Manifest, plan: PrunePlan | None) -> str:
     sections = [
         f"<h1>{_text(name)} on {_text(manifest.profile)}</h1>",
         f'<p class="claim">{_text(claim(manifest))}</p>',
+        *(f"<p>{_text(line)}</p>" for line in sparsity_lines(manifest)),
         f"<p>Asked for: {_text(str(manifest.target))}, workload {_text(str(_workload(manifest)))}.</p>",
         "<h2>Alternatives</h2>",
         _candidates(manifest),

@@ -14,6 +14,7 @@ from prune_export.plan import PrunePlan
 from prune_export.profiles.device import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
+from prune_export.sparsity import Sparsity
 from prune_export.target import Target, Workload
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Request:
         output: destination, or None for a fresh directory named after model, device and target.
         precisions: weight precisions that may be delivered, best quality first.
         search: search settings.
+        sparsity: zeros in what is delivered, on top of its structure, or None.
         plan: replay this plan instead of searching.
         calibration: text for the search, or None for the standard library's.
         eval_text: text for perplexity, or None.
@@ -60,6 +62,7 @@ class Request:
     output: Path | None = None
     precisions: tuple[str, ...] = ("fp32", "int8")
     search: SearchSettings = SearchSettings()
+    sparsity: Sparsity | None = None
     plan: Path | None = None
     calibration: str | None = None
     eval_text: str | None = None
@@ -123,7 +126,7 @@ class Variant:
     """A model in a precision, exported.
 
     Attributes:
-        name: "dense" or "pruned".
+        name: "dense", "pruned", or "sparse" for the dense model with zeros.
         precision: weight precision.
         directory: the IR with its tokenizer.
         shape: its dimensions.

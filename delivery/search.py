@@ -9,13 +9,14 @@ from typing import Any
 from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.searches import build_search
+from prune_export.delivery.sparse import make_sparse, save_report
 from prune_export.errors import BadInputError
 from prune_export.files import release_pages
 from prune_export.manifest import CHECKPOINT_FOLDER
 from prune_export.plan import PrunePlan
 from prune_export.prune.calibration import CalibrationTokens
 from prune_export.prune.checkpoint import save_checkpoint
-from prune_export.prune.loading import load_tokenizer
+from prune_export.prune.loading import load_model, load_tokenizer
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
 from prune_export.prune.realise import realise, stored_dtype
@@ -116,14 +117,38 @@ class Searcher:
 
     def pruned(self, plan: PrunePlan, name: str) -> tuple[Any, Any, ModelShape]:
         """The physically smaller model, its tokenizer and its shape; its checkpoint is kept for the delivery."""
-        job, tokenizer = self._job, load_tokenizer(self._job.source)
+        job = self._job
         title = f"{name}: fitting what stays to what goes" if plan.compensated else f"{name}: cutting"
         with job.progress.phase(title) as phase:
             model = realise(job.source, plan, job.calibration.tokens, progress=phase.update)
-            save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored_dtype(job.source))
+        tokenizer = self._keep(model, name, plan.digest())
         if note := unlike(plan, job.calibration):
             job.progress.note(note)
         return model, tokenizer, plan.target
+
+    def sparse(self, name: str) -> tuple[Any, Any, ModelShape]:
+        """The dense model with the zeros that the request asks for, as `pruned` gives a smaller one."""
+        model = load_model(self._job.source)
+        return model, self._keep(model, name, self._job.source_digest), self._job.shape
+
+    def _keep(self, model: Any, name: str, key: str) -> Any:
+        """Makes a model sparse if that is asked for, keeps its checkpoint and returns its tokenizer."""
+        job, tokenizer = self._job, load_tokenizer(self._job.source)
+        stored, report = stored_dtype(job.source), None
+        if job.request.sparsity is not None:
+            report = make_sparse(
+                model,
+                job.calibration.tokens,
+                job.request.sparsity,
+                stored=stored,
+                progress=job.progress,
+                journal=self._journal.parent / "sparse" / key[:24],
+            )
+        with job.progress.phase(f"{name}: keeping the checkpoint"):
+            save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored)
+            if report is not None:
+                save_report(report, checkpoint_of(job, name))
+        return tokenizer
 
     def release(self) -> None:
         """Frees the model; the next plan loads it again."""

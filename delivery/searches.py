@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_export.delivery.request import Job
+from prune_export.delivery.steps import Steps, search_steps
 from prune_export.prune.evaluator import Evaluator
 from prune_export.prune.evolve import EvolveSearch
 from prune_export.prune.fast import FastSearch
@@ -18,9 +19,7 @@ from prune_export.prune.reorder import LayerOrder, identity_orders, importance_o
 from prune_export.prune.score_file import ScoreFolder
 from prune_export.prune.searching import CostFunction, Report, Search
 from prune_export.prune.wanda import wanda_orders
-from prune_export.shape import ModelShape
 
-_MLP_STEPS = 12  # groups that a whole MLP is cut into by default
 _ORDER_NAMES = {"l1": "L1", "wanda": "Wanda", "none": "as they are"}
 
 
@@ -33,7 +32,7 @@ class _Ingredients:
     cost: CostFunction
     unit: str
     journal: JournalFile
-    mlp_group: int
+    steps: Steps
     progress: Report | None
 
     @property
@@ -70,7 +69,7 @@ def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path, prog
         cost=cost,
         unit=unit,
         journal=JournalFile(journal, job.source_digest, job.calibration.digest),
-        mlp_group=settings.mlp_group or default_group(job.shape, job.profile.width_multiple),
+        steps=search_steps(job.shape, settings, job.profile.width_multiple, job.request.sparsity),
         progress=progress,
     )
     return _BUILDERS[settings.search](made)
@@ -83,8 +82,9 @@ def _fast(made: _Ingredients) -> Search:
         made.tokens,
         cost=made.cost,
         cost_unit=made.unit,
-        mlp_group=made.mlp_group,
-        kv_group=made.job.request.search.kv_group,
+        mlp_group=made.steps.mlp,
+        kv_group=made.steps.kv,
+        mixer_group=made.steps.mixer,
         folder=ScoreFolder(made.journal.path.with_suffix(".scores"), scores),
         progress=made.progress,
     )
@@ -106,8 +106,8 @@ def _greedy(made: _Ingredients, *, blocks_only: bool) -> Search:
         cost=made.cost,
         cost_unit=made.unit,
         distribution=settings.distribution,
-        mlp_group=made.mlp_group,
-        kv_group=settings.kv_group,
+        mlp_group=made.steps.mlp,
+        kv_group=made.steps.kv,
         rule="perplexity" if by_perplexity else "price",
         lazy=not by_perplexity,
         blocks_only=blocks_only,
@@ -123,8 +123,8 @@ def _evolve(made: _Ingredients) -> Search:
         made.evaluator(),
         cost=made.cost,
         cost_unit=made.unit,
-        mlp_group=made.mlp_group,
-        kv_group=settings.kv_group,
+        mlp_group=made.steps.mlp,
+        kv_group=made.steps.kv,
         seed=made.job.request.seed,
         order_name=_ORDER_NAMES[settings.order],
         journal=made.journal,
@@ -137,11 +137,3 @@ _BUILDERS: dict[str, Callable[[_Ingredients], Search]] = {
     "blockpruner": _blockpruner,
     "evolve": _evolve,
 }
-
-
-def default_group(shape: ModelShape, multiple: int) -> int:
-    """MLP channels removed at once: about a twelfth of the width, in the device's multiple where that fits."""
-    width = max(layer.mlp_width for layer in shape.layers)
-    step = max(1, width // _MLP_STEPS)
-    unit = multiple if multiple and step >= multiple else 1 << max(0, step.bit_length() - 1)
-    return max(1, round(step / unit) * unit)

@@ -34,7 +34,7 @@ class Delivery:
 def render(delivery: Delivery, *, quiet: bool) -> str:
     """The closing text of the main command."""
     manifest = delivery.manifest
-    lines = [table(manifest), "", claim(manifest), *delivery.notes]
+    lines = [table(manifest), "", claim(manifest), *sparsity_lines(manifest), *delivery.notes]
     if quiet:
         return "\n".join([*lines, str(delivery.directory)])
     if manifest.samples:
@@ -75,6 +75,18 @@ def claim(manifest: Manifest) -> str:
     if manifest.speedups:
         text += _paired(manifest, what)
     return text + _against_dense(manifest)
+
+
+def sparsity_lines(manifest: Manifest) -> list[str]:
+    """What was counted of the zeros that were asked for; nothing where none were."""
+    record = manifest.sparsity
+    if record is None:
+        return []
+    holds = "the pattern holds in every projection" if record.pattern_holds else "the pattern DOES NOT HOLD"
+    return [
+        f"sparsity {record.pattern} by {record.method}: {record.share:.2%} of the stored weights of "
+        f"{len(record.layers)} layers are zero, {holds}"
+    ]
 
 
 def _paired(manifest: Manifest, what: str) -> str:

@@ -95,6 +95,10 @@ class Workshop:
             )
         return self._builds[proposal.key]
 
+    def sparse(self) -> Build:
+        """The dense model with the zeros asked for, in the workshop's precision."""
+        return build(self.job, "sparse", lambda: self.searcher.sparse("sparse"), (self.precision,))
+
     def keep_only(self, key: str | None) -> None:
         """Deletes every build but one: a disk full of plans that missed serves nobody."""
         for other in [item for item in self._builds if item != key]:
@@ -178,5 +182,5 @@ def _identity(job: Job, precision: str) -> list[object]:
     request = job.request
     return [
         *(job.source_digest, job.calibration.digest, request.search, request.target, job.workload, precision),
-        *(job.profile, job.threads, request.seed, request.precisions),
+        *(job.profile, job.threads, request.seed, request.precisions, request.sparsity),
     ]

@@ -48,6 +48,7 @@ class FastSearch:
         cost_unit: what it counts.
         mlp_group: step of the MLP widths that may be chosen.
         kv_group: step of the KV-head counts.
+        mixer_group: step of the units of state-space mixers; a twelfth of them unless told.
         folder: keeps the scores.
         progress: called with (done, total, detail) while scoring.
 
@@ -64,13 +65,14 @@ class FastSearch:
         cost_unit: str = "parameters",
         mlp_group: int = 1,
         kv_group: int = 1,
+        mixer_group: int | None = None,
         folder: ScoreFolder,
         progress: Callable[[float, float, str], None] | None = None,
     ) -> None:
         windows = torch.as_tensor(np.asarray(tokens)).long()
         self._model = model
         self._cost_of, self._unit = cost, cost_unit
-        self._groups = {"mlp": mlp_group, "attention": kv_group, "mixer": 1}
+        self._groups = {"mlp": mlp_group, "attention": kv_group, "mixer": mixer_group}
         self._folder = folder
         widest = max(block.columns.numel() for block in sub_blocks(model))
         scoring = spread_windows(windows, _scoring_tokens(model_shape(model.config)))
@@ -171,7 +173,7 @@ class FastSearch:
         options = []
         most = max(_FEWEST_SIZES, _MOST_OPTIONS // len(self._scores))
         for position, scores in enumerate(self._scores):
-            step = self._groups[scores.part] if scores.part != "mixer" else max(1, scores.units // 12)
+            step = self._groups[scores.part] or max(1, scores.units // 12)
             step *= math.ceil(scores.units / (step * most))
             sizes = sorted({0, scores.units, *range(step, scores.units, step)})
             options += [(position, size) for size in sizes]

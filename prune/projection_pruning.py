@@ -11,9 +11,8 @@ from prune_export.prune.closed_form import MEMORY_BYTES, damped, row_losses, row
 from prune_export.prune.conjugate import conjugate_updates
 from prune_export.prune.masks import magnitude_mask, multiple_mask, single_mask, wanda_mask
 from prune_export.prune.sparsegpt import left_to_right, sparsegpt
-from prune_export.sparsity import Pattern
+from prune_export.sparsity import METHODS, Pattern
 
-METHODS = ("mrp", "sparsegpt", "wanda", "magnitude")
 SOLVERS = ("exact", "cg")
 DAMPING = 0.01
 

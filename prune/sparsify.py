@@ -59,7 +59,7 @@ def sparsify_model(
             not finite; the first ones before any work.
     """
     report = progress or Progress(quiet=True)
-    found = _checked_projections(model, method.pattern)
+    found = check_projections(model, method.pattern)
     ids = torch.as_tensor(tokens)
     warnings = _too_few_tokens(found, ids.numel(), method)
     for line in warnings:
@@ -103,7 +103,12 @@ def pattern_holds(weights: torch.Tensor, pattern: Pattern) -> bool:
     return int((weights == 0).sum()) >= pattern.share * weights.numel() - rounding
 
 
-def _checked_projections(model: Any, pattern: Pattern) -> list[dict[str, nn.Module]]:
+def check_projections(model: Any, pattern: Pattern) -> list[dict[str, nn.Module]]:
+    """The projections of every decoder layer by name; looks at shapes only, so an empty model will do.
+
+    Raises:
+        BadInputError: an unsupported architecture or module, or a width that the pattern does not fit.
+    """
     found = []
     for index, layer in enumerate(decoder_layers(model)):
         projections = projections_of(layer, where=f"layer {index}")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from prune_export import units
 from prune_export.progress import Progress
+from prune_export.sparsity import parse_sparsity
 from prune_export.verbs.command import positive
 from prune_export.verbs.options import (
     add_evaluation,
     add_search,
+    add_sparsity,
     add_target,
     parse_precisions,
     parse_search,
@@ -35,6 +37,7 @@ def add_main(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--require-measured", action="store_true", help="fail where the host is not the device")
     add_target(parser)
     add_search(parser)
+    add_sparsity(parser, applied_to="what is delivered, the dense model too where that meets the target")
     add_evaluation(parser)
 
 
@@ -50,6 +53,7 @@ def run_main(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         precisions=parse_precisions(arguments.precision),
         search=parse_search(arguments),
+        sparsity=parse_sparsity(arguments.sparsity, arguments.sparsity_method),
         plan=arguments.plan,
         calibration=arguments.calibration,
         eval_text=arguments.eval_text,

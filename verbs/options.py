@@ -7,6 +7,7 @@ import argparse
 from prune_export import units
 from prune_export.delivery.settings import DEFAULT_SEARCH, DISTRIBUTION, ORDERS, SEARCHES, SearchSettings
 from prune_export.errors import BadInputError
+from prune_export.sparsity import METHODS
 from prune_export.target import Target, Workload, parse_workload
 from prune_export.verbs.command import positive
 
@@ -73,6 +74,18 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         "--calibration-rows", metavar="N[,N]", help="instead: the text's first rows, joined and cut, as in the papers"
     )
     group.add_argument("--calibration-length", type=int, metavar="T", help="tokens a sequence")
+
+
+def add_sparsity(parser: argparse.ArgumentParser, *, applied_to: str) -> None:
+    """Zeros on top; `applied_to` says of what."""
+    group = parser.add_argument_group("sparsity")
+    group.add_argument(
+        "--sparsity",
+        metavar="50%|2:4|4:8",
+        help=f"zeros in {applied_to}, after its structures went and were compensated; saves time only where a "
+        "runtime skips zeros (docs/sparsity.md)",
+    )
+    group.add_argument("--sparsity-method", metavar="|".join(METHODS), help=f"default {METHODS[0]}")
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, whole: bool = False) -> None:

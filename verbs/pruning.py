@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from prune_export import units
 from prune_export.errors import BadInputError
 from prune_export.progress import Progress
+from prune_export.sparsity import parse_sparsity
 from prune_export.target import Target
 from prune_export.verbs.command import check_file, limit_torch
 from prune_export.verbs.options import (
     add_search,
+    add_sparsity,
     add_target,
     parse_precisions,
     parse_search,
@@ -32,6 +34,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-ratio", metavar="22%", help="removed share of the parameters")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
     add_search(parser)
+    add_sparsity(parser, applied_to="the pruned model")
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -47,6 +50,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         plan_file=arguments.plan,
         ratio=ratio,
         search=parse_search(arguments),
+        sparsity=parse_sparsity(arguments.sparsity, arguments.sparsity_method),
         calibration=arguments.calibration,
         seed=arguments.seed,
         force=arguments.force,

@@ -10,8 +10,8 @@ import pytest
 
 from prune_export.delivery.request import Request, default_output
 from prune_export.delivery.resources import TreeMemory
-from prune_export.delivery.searches import default_group
 from prune_export.delivery.state import KnownTrial, RunState
+from prune_export.delivery.steps import default_group
 from prune_export.delivery.variants import check_nll
 from prune_export.errors import ParityError
 from prune_export.progress import Progress
