@@ -229,15 +229,19 @@ def torch_nll(model: Any, windows: NDArray[np.int64], *, progress: Progress | No
     """
     import torch
 
+    head = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
     result: list[float] = []
     for done, row in enumerate(windows):
         ids = torch.from_numpy(row)[None]
         with torch.inference_mode():
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-            chunk = max(1, _LOGITS_BYTES // (4 * model.lm_head.out_features))
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+            chunk = max(1, _LOGITS_BYTES // (4 * head.out_features))
             total = 0.0
             for start in range(0, hidden.shape[0], chunk):
-                logits = model.lm_head(hidden[start : start + chunk]).float()
+                logits = head(hidden[start : start + chunk]).float()
+                if cap is not None:
+                    logits = cap * torch.tanh(logits / cap)
                 wanted = ids[0, 1 + start : 1 + start + logits.shape[0]]
                 total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
         if not math.isfinite(total):
