@@ -222,8 +222,10 @@ def test_an_infeasible_target_names_the_best_reachable_and_publishes_nothing(req
 
 @pytest.mark.usefixtures("simulated")
 def test_more_quality_loss_than_allowed_is_infeasible(request_: Request) -> None:
+    # Compensated, this random model reads the words no worse than before.
+    search = replace(request_.search, search="multipruner")
     with pytest.raises(InfeasibleError, match=r"--max-quality-loss allows 0.0%"):
-        deliver(replace(request_, target=Target("parameters", 0.3), max_quality_loss=1e-9))
+        deliver(replace(request_, search=search, target=Target("parameters", 0.3), max_quality_loss=1e-9))
 
 
 @pytest.mark.usefixtures("simulated")
