@@ -222,8 +222,10 @@ def test_an_infeasible_target_names_the_best_reachable_and_publishes_nothing(req
 
 @pytest.mark.usefixtures("simulated")
 def test_more_quality_loss_than_allowed_is_infeasible(request_: Request) -> None:
+    # Compensated, this random model reads the words no worse than before.
+    search = replace(request_.search, search="multipruner")
     with pytest.raises(InfeasibleError, match=r"--max-quality-loss allows 0.0%"):
-        deliver(replace(request_, target=Target("parameters", 0.3), max_quality_loss=1e-9))
+        deliver(replace(request_, search=search, target=Target("parameters", 0.3), max_quality_loss=1e-9))
 
 
 @pytest.mark.usefixtures("simulated")
@@ -328,11 +330,14 @@ class _Interrupting(Progress):
 
 
 @pytest.mark.usefixtures("simulated")
-def test_an_interruption_at_any_phase_leaves_nothing_half_written(request_: Request, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interruption_at_any_phase_leaves_nothing_half_written(
+    request_: Request, tmp_path: Path, stride: int
+) -> None:
     complete = _Interrupting(at=0)
     deliver(replace(request_, output=tmp_path / "whole"), progress=complete)
     assert len(complete.begun) > 10
-    for number in range(1, len(complete.begun) + 1):
+    for number in range(1, len(complete.begun) + 1, stride):
         with pytest.raises(KeyboardInterrupt):
             # Another seed each: no run finds what an earlier one left.
             deliver(replace(request_, seed=number), progress=_Interrupting(at=number))
