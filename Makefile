@@ -18,10 +18,10 @@ demo: $(STAMP)
 	$(BIN)/prune-export --device host --target-speedup 1.3x -o runs/demo --force
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python tools/run_tests.py -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python tools/run_tests.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

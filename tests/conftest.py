@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 WORDS = "the model reads a word and writes another one while the clock of the small machine ticks on"
+
+
+# The log of tools/run_tests.py, which goes on in a new process when native code kills this one.
+_LOG = os.environ.get("PRUNE_EXPORT_TEST_LOG")
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Notes which test runs, for the case that it is the last one."""
+    _note(f"start {nodeid}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Notes failures, which a crash would take along."""
+    if report.failed:
+        _note(f"failed {report.nodeid}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what an earlier process of the same run has done."""
+    if not _LOG:
+        return
+    done = set()
+    for line in Path(_LOG).read_text(encoding="utf8").splitlines():
+        what, _, test = line.partition(" ")
+        if what == "start":
+            done.add(test)
+        elif what == "again":
+            done.discard(test)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+    items[:] = [item for item in items if item.nodeid not in done]
+
+
+def _note(line: str) -> None:
+    if _LOG:
+        with Path(_LOG).open("a", encoding="utf8") as file:
+            file.write(line + "\n")
 
 
 @pytest.fixture(autouse=True)
