@@ -84,6 +84,8 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         if request.sparsity is not None:
             multiple = profile.width_multiple
             check_sparsity(request.sparsity, config, search=request.search, multiple=multiple, plan=plan)
+    if request.search.ignored:
+        progress.note(request.search.ignored)
     workload = _workload(request, shape, progress)
     if profile.latency_table is not None:
         profile.latency_table.check(table_key(shape, workload))

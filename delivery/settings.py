@@ -68,6 +68,21 @@ class SearchSettings:
         """Whether the papers' rule holds, lowest perplexity, whatever the cost counts."""
         return self.preset is not None
 
+    @property
+    def ignored(self) -> str:
+        """A note that names what the fast search takes no notice of, else empty."""
+        if self.search != "fast" or self.preset is not None:
+            return ""
+        given = {
+            "--order": self.order != "l1",
+            "--distribution": self.distribution != DISTRIBUTION,
+            "a size for widths": self.width_windows is not None or self.width_rows is not None,
+        }
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        if not names:
+            return ""
+        return f"note: {names}: of no effect on --search fast, which decides itself; add --search multipruner"
+
     def for_model(self, shape: ModelShape) -> SearchSettings:
         """Checked, and with the preset's row filled in for a model.
 

@@ -294,3 +294,9 @@ def test_a_killed_process_ends_with_the_same_plan(
     assert not resumed.exists()
     assert cli.main([*arguments, "-o", str(resumed)]) == 0
     assert PrunePlan.load(resumed) == PrunePlan.load(whole)
+
+
+def test_options_of_other_searches_are_named_not_swallowed() -> None:
+    note = SearchSettings(order="wanda", distribution=(10.0, 90.0, 0.0)).ignored
+    assert note.startswith("note: --order, --distribution: of no effect on --search fast")
+    assert SearchSettings().ignored == SearchSettings(search="multipruner", order="wanda").ignored == ""
