@@ -34,6 +34,11 @@ class PairedRatio:
         """Largest ratio of a round."""
         return max(self.per_round)
 
+    @property
+    def middle_spread(self) -> float:
+        """Distance of the upper from the lower quartile, relative to the lower: bursts in single rounds don't count."""
+        return percentile(self.per_round, 75) / percentile(self.per_round, 25) - 1.0
+
     def __str__(self) -> str:
         return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f} over {len(self.per_round)} rounds)"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +80,8 @@ def measure_together(
     threads: int = 0,
     sample_memory: bool = True,
     progress: Progress | None = None,
+    settled: Callable[[Sequence[Measurement]], bool] | None = None,
+    most_rounds: int = 0,
 ) -> list[Measurement]:
     """Times several artifacts in turns, A B A B, so that a drifting machine hits all of them alike.
 
@@ -87,6 +89,8 @@ def measure_together(
         subjects: the first is the baseline that `compare.drift` looks at.
         profile, workload, threads, sample_memory, progress: as in `measure`.
         rounds: processes for each subject.
+        settled: asked after `rounds` rounds, and after every further one, whether the samples so far are enough.
+        most_rounds: ends the further rounds.
 
     Returns:
         One measurement a subject, in order, with the samples of its rounds one after the other; round r holds
@@ -97,10 +101,12 @@ def measure_together(
     """
     requests = [_request(subject, profile, workload, threads) for subject in subjects]
     sampled = [index for index, subject in enumerate(subjects) if sample_memory and subject.sample_memory]
-    total = len(subjects) * rounds + len(sampled)
     replies: list[list[Reply]] = [[] for _ in subjects]
     done = 0
-    for _ in range(rounds):
+    for turn in range(max(rounds, most_rounds)):
+        if turn >= rounds and (settled is None or settled(_measurements(requests, replies, profile))):
+            break
+        total = len(subjects) * max(rounds, turn + 1) + len(sampled)
         for index, request in enumerate(requests):
             reply = run_worker(request)
             replies[index].append(reply)
@@ -108,14 +114,25 @@ def measure_together(
             requests[index] = replace(request, repeats=len(reply.ttft_s))
             done += 1
             _tell(progress, done, total, request)
+    total = done + len(sampled)
     memory = [Reply() for _ in subjects]
     for index in sampled:
         memory[index] = run_worker(replace(requests[index], mode="memory"))
         done += 1
         _tell(progress, done, total, requests[index])
+    return _measurements(requests, replies, profile, memory)
+
+
+def _measurements(
+    requests: Sequence[Request],
+    replies: Sequence[Sequence[Reply]],
+    profile: DeviceProfile,
+    memory: Sequence[Reply] | None = None,
+) -> list[Measurement]:
+    untimed = memory or [Reply() for _ in requests]
     return [
-        _measurement(request, timed, untimed, profile)
-        for request, timed, untimed in zip(requests, replies, memory, strict=True)
+        _measurement(request, timed, sample, profile)
+        for request, timed, sample in zip(requests, replies, untimed, strict=True)
     ]
 
 

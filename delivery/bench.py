@@ -9,14 +9,24 @@ from prune_export.benchmark.compare import drift_warning
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.summary import timed_metric
-from prune_export.delivery.verdict import Verdict, figure_of, judged
+from prune_export.delivery.verdict import Verdict, figure_of, rounds_spread
+from prune_export.delivery.verdict import judged as judgement
 from prune_export.manifest import Measurement
 
 ROUNDS = 3
+# While the middle rounds of a compared pair differ by more, others follow: the correction aims as close to the limit.
+SPREAD = 0.03
+MOST_ROUNDS = 9
 
 
 def measured(
-    job: Job, variants: Sequence[Variant], *, title: str, rounds: int = ROUNDS, sample_memory: bool = False
+    job: Job,
+    variants: Sequence[Variant],
+    *,
+    title: str,
+    rounds: int = ROUNDS,
+    sample_memory: bool = False,
+    judged: bool = False,
 ) -> list[Variant]:
     """The same variants with timings from interleaved fresh processes; unchanged where the host is not the device.
 
@@ -26,6 +36,7 @@ def measured(
         title: of the progress phase.
         rounds: processes a variant.
         sample_memory: a further, untimed process samples the peak memory of each variant where it is not known yet.
+        judged: the second will be judged against the first: more rounds where theirs disagree.
     """
     if not job.measured:
         return list(variants)
@@ -38,6 +49,13 @@ def measured(
             threads=job.threads,
             sample_memory=sample_memory,
             progress=job.progress,
+            settled=(lambda found: _spread(job, found) <= SPREAD) if judged else None,
+            most_rounds=MOST_ROUNDS if judged else rounds,
+        )
+    if judged and (spread := _spread(job, results)) > SPREAD:
+        job.progress.note(
+            f"note: {len(results[0].load_s)} rounds still disagree by {spread:.1%} (limit {SPREAD:.0%}): the machine "
+            "is busy, figures of this phase are uncertain by as much"
         )
     job.memory.add(max(result.peak_rss_bytes for result in results))
     results = [_with_peak(result, variant) for result, variant in zip(results, variants, strict=True)]
@@ -56,7 +74,11 @@ def verdict(job: Job, baseline: Variant, variant: Variant) -> Verdict:
     """Whether a variant meets the target; both come from one call of `measured`."""
     assert baseline.measurement is not None
     assert variant.measurement is not None
-    return judged(job.request.target, baseline=baseline.measurement, variant=variant.measurement)
+    return judgement(job.request.target, baseline=baseline.measurement, variant=variant.measurement)
+
+
+def _spread(job: Job, found: Sequence[Measurement]) -> float:
+    return rounds_spread(job.request.target, baseline=found[0], variant=found[1])
 
 
 def _known_peak(variant: Variant) -> int:

@@ -70,7 +70,11 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
     found, base, sparse = chosen.figure, chosen.delivered, made.variants[precision]
     for again in ("", " once more") if job.measured else ():  # a prediction counts structures, not zeros
         base, sparse = measured(
-            job, [base, sparse], title=f"sparse: measuring against dense{again}", sample_memory=True
+            job,
+            [base, sparse],
+            title=f"sparse: measuring against dense{again}",
+            sample_memory=True,
+            judged=True,
         )
         found = figure(job, sparse)
         if found <= chosen.limit:
@@ -198,6 +202,7 @@ def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: i
         title=f"round {number}: measuring against dense {workshop.precision}",
         rounds=ROUNDS,
         sample_memory=workshop.target.metric == "memory",
+        judged=True,
     )
     found = verdict(workshop.job, base, candidate)
     beside = found.limit * workshop.target.speedup if workshop.target.speedup else figure(workshop.job, base)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prune_export.benchmark.compare import paired_ratio, per_round
+from prune_export.benchmark.compare import PairedRatio, paired_ratio, per_round
 from prune_export.manifest import Measurement
 from prune_export.target import Target
 
@@ -51,6 +51,19 @@ def judged(target: Target, *, baseline: Measurement, variant: Measurement) -> Ve
     figure = per_round(variant, target.metric, target.statistic)[deciding]
     base = per_round(baseline, target.metric, target.statistic)[deciding]
     return Verdict(figure, base / target.speedup, ratios)
+
+
+def rounds_spread(target: Target, *, baseline: Measurement, variant: Measurement) -> float:
+    """How far apart the rounds in the middle are in what `judged` decides by: quartiles, as a share of the lower.
+
+    Zero for memory, which is sampled once.
+    """
+    if target.metric == "memory":
+        return 0.0
+    metric = target.metric if target.metric != "parameters" else "tpot"
+    if target.speedup is not None:
+        return paired_ratio(baseline, variant, metric, target.statistic).middle_spread
+    return PairedRatio(per_round(variant, metric, target.statistic)).middle_spread
 
 
 def figure_of(target: Target, measurement: Measurement) -> float:

@@ -126,7 +126,8 @@ class Workshop:
         shown = [*self.dense.variants.values(), *pruned.variants.values()]
         # The two that a speed-up compares run one right after the other.
         ordered = [self.baseline, main, *(item for item in shown if item not in (self.baseline, main))]
-        results = measured(self.job, ordered, title="closing measurement, all side by side", sample_memory=True)
+        title = "closing measurement, all side by side"
+        results = measured(self.job, ordered, title=title, sample_memory=True, judged=True)
         found = {(result.name, result.precision): result for result in results}
         base, delivered = found["dense", self.precision], found["pruned", self.precision]
         if self.target.speedup is None and self.target.metric != "parameters":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from prune_export.benchmark.memory import watch_memory
 from prune_export.benchmark.process import run_worker
 from prune_export.benchmark.worker import Reply, Request
 from prune_export.errors import BadInputError, PruneExportError
+from prune_export.manifest import Measurement
 from prune_export.profiles import host_cores, host_fingerprint, load_profile
 from prune_export.target import Workload
 
@@ -72,6 +74,41 @@ def test_artifacts_are_measured_in_turns(tiny_ir: Path, monkeypatch: pytest.Monk
     assert second.ttft_s == (2.0, 2.0, 4.0, 4.0)
     assert (first.load_s, second.load_s) == ((1.0, 3.0), (2.0, 4.0))
     assert (first.peak_rss_bytes, first.rss_rise_bytes, second.peak_rss_bytes) == (15, 5, 16)
+
+
+def test_rounds_are_added_until_they_settle(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked after the second round and after each further one, with the samples so far; memory comes last."""
+    modes: list[str] = []
+
+    def pretend(request: Request) -> Reply:
+        modes.append(request.mode)
+        return Reply(load_s=1.0, ttft_s=(1.0,), itl_s=(0.1,) * 4, peak_bytes=20, before_bytes=10)
+
+    monkeypatch.setattr("prune_export.benchmark.measure.run_worker", pretend)
+    seen: list[int] = []
+
+    def settled_after(rounds: int) -> Callable[[Sequence[Measurement]], bool]:
+        def settled(found: Sequence[Measurement]) -> bool:
+            seen.append(len(found[0].load_s))
+            assert len(found[0].itl_s) == 4 * len(found[0].load_s)
+            return len(found[0].load_s) >= rounds
+
+        return settled
+
+    for wanted, asked, rounds in ((1, [2], 2), (4, [2, 3, 4], 4), (9, [2, 3, 4], 5)):
+        modes.clear()
+        seen.clear()
+        (found,) = measure_together(
+            [Subject(tiny_ir, "fp32")],
+            profile=HOST,
+            workload=WORKLOAD,
+            rounds=2,
+            threads=1,
+            settled=settled_after(wanted),
+            most_rounds=5,
+        )
+        assert (seen, len(found.load_s)) == (asked, rounds)
+        assert modes == ["time"] * rounds + ["memory"]
 
 
 def refusal(directory: Path, *, profile: str = "host", threads: int = 1, precision: str = "fp32") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prune_export.delivery.verdict import judged
+from prune_export.delivery.verdict import judged, rounds_spread
 from prune_export.manifest import Measurement
 from prune_export.target import Target, Workload
 
@@ -45,6 +45,18 @@ def test_the_median_round_decides_a_speedup() -> None:
 def test_of_two_rounds_the_slower_decides() -> None:
     found = judged(Target("ttft", None, speedup=1.5), baseline=measured(1.4, 1.6), variant=measured(1.0, 1.0))
     assert (found.figure, found.met) == (10.0, False)
+
+
+def test_the_spread_is_that_of_what_is_judged_and_one_burst_does_not_count() -> None:
+    speedup, limit, memory = Target("tpot", None, speedup=1.5), Target("tpot", 1.0), Target("memory", 1.0)
+    baseline = measured(2.0, 4.0, 2.0, 2.0, 2.0)  # drift common to both in the second round, a burst in the last
+    variant = measured(1.0, 2.0, 1.0, 1.0, 5.0)
+    assert rounds_spread(speedup, baseline=baseline, variant=variant) == 0.0
+    assert rounds_spread(limit, baseline=baseline, variant=variant) == 1.0
+    assert rounds_spread(memory, baseline=baseline, variant=variant) == 0.0
+    ratios = measured(1.0, 1.0, 1.1, 1.2, 1.2)
+    found = rounds_spread(speedup, baseline=ratios, variant=measured(1.0, 1.0, 1.0, 1.0, 1.0))
+    assert found == pytest.approx(0.2)
 
 
 def test_bursts_and_drift_cost_few_wrong_verdicts() -> None:
