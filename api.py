@@ -19,7 +19,7 @@ from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.search import replayable, unlike
 from prune_export.delivery.single import first_proposal
-from prune_export.delivery.sparse import check_sparsity, make_sparse, save_report
+from prune_export.delivery.sparse import carry_report, check_sparsity, make_sparse, save_report
 from prune_export.delivery.sweep import Planned, plan_ratios
 from prune_export.delivery.variants import Build
 from prune_export.delivery.workshop import Workshop
@@ -227,6 +227,7 @@ def export(
             folder = stage if len(rows) == 1 else stage / row.name
             folder.mkdir(exist_ok=True)
             records.append(row.write(source, folder, precision, report))
+            carry_report(source, folder)
     return max(records, key=lambda record: record.max_logit_error)
 
 

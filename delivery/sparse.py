@@ -95,6 +95,12 @@ def save_report(report: SparsityReport, directory: Path) -> None:
     (directory / SPARSITY_FILE).write_text(json.dumps(to_json(report), indent=1) + "\n", encoding="utf8")
 
 
+def carry_report(checkpoint: Path, export: Path) -> None:
+    """Copies sparsity.json, where the checkpoint has one, into its export."""
+    if (checkpoint / SPARSITY_FILE).is_file():
+        shutil.copyfile(checkpoint / SPARSITY_FILE, export / SPARSITY_FILE)
+
+
 def stored_sparsity(directory: Path) -> SparsityRecord | None:
     """Counts the zeros of a checkpoint as it lies on disk; None where it has no sparsity.json.
 
