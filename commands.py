@@ -5,7 +5,7 @@ Everything heavy is imported when a command runs, so that `--help` answers at on
 
 from __future__ import annotations
 
-from prune_export.verbs import artifacts, delivery, pruning, sparsity
+from prune_export.verbs import artifacts, delivery, profiles, pruning, sparsity
 from prune_export.verbs.command import Command, add_common
 
 __all__ = ["COMMANDS", "MAIN", "Command", "add_common"]
@@ -15,7 +15,8 @@ MAIN = ""
 COMMANDS: dict[str, Command] = {
     MAIN: Command(
         "Prunes a language model until it meets a target on a device, and hands over the measured artifact.\n"
-        "\nOther commands: plan, prune, sparsify, export, benchmark, evaluate, verify, report, profile (see --help).",
+        "\nOther commands: plan, prune, sparsify, export, benchmark, evaluate, verify, report, profile, kit (see "
+        "--help).",
         "example:\n  prune-export --model ./my-llama --device cpu-xeon --target-latency 40ms\n"
         "\nexit codes: 0 met (or delivered as predicted), 2 bad input, 3 infeasible, 4 parity failed, 1 anything else",
         delivery.add_main,
@@ -65,9 +66,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "sparsify": Command(sparsity.DESCRIPTION, sparsity.EPILOG, sparsity.add_arguments, sparsity.run),
     "profile": Command(
-        "Lists the device profiles, shows one, or describes this machine.",
-        "example:\n  prune-export profile show cpu-xeon",
-        artifacts.add_profile,
-        artifacts.run_profile,
+        "Lists the device profiles, shows one, describes this machine, or measures it for one model's dimensions.",
+        "examples:\n  prune-export profile show cpu-xeon\n"
+        "  prune-export profile measure --model ./my-llama -o box.toml\n"
+        "  prune-export profile measure --kit ./kit -o box.toml",
+        profiles.add_profile,
+        profiles.run_profile,
+    ),
+    "kit": Command(
+        "Packs exported stacks of a model's blocks, with which a machine without torch measures itself.",
+        "example:\n  prune-export kit --model ./my-llama -o ./kit",
+        profiles.add_kit,
+        profiles.run_kit,
     ),
 }

@@ -29,6 +29,7 @@ _OURS = (
     "openvino_model.xml",
     "openvino/openvino_model.xml",
     "onnx/model.onnx",
+    "kit.json",
 )
 
 
@@ -131,6 +132,19 @@ def staged(directory: Path, *, force: bool) -> Iterator[Path]:
         _replace(stage, directory)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with stage.open("w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        stage.replace(path)
+    finally:
+        stage.unlink(missing_ok=True)
 
 
 def _replaceable(directory: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from prune_export.profiles.device import DeviceMatch, DeviceProfile
 from prune_export.profiles.host import host_cores, host_fingerprint, matches, mismatch
-from prune_export.profiles.latency import CostCurve, LatencyTable, PhaseCosts, TableKey
+from prune_export.profiles.latency import CostCurve, HeldOutError, LatencyTable, PhaseCosts, TableKey, TableRecord
 from prune_export.profiles.load import list_profiles, load_profile
 from prune_export.profiles.write import to_toml
 
@@ -10,9 +10,11 @@ __all__ = [
     "CostCurve",
     "DeviceMatch",
     "DeviceProfile",
+    "HeldOutError",
     "LatencyTable",
     "PhaseCosts",
     "TableKey",
+    "TableRecord",
     "host_cores",
     "host_fingerprint",
     "list_profiles",

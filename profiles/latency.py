@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 from prune_export.errors import BadInputError
+from prune_export.records import SPARSE
 
 Phase = Literal["prefill", "decode"]
 
@@ -115,6 +116,53 @@ class TableKey:
 
 
 @dataclass(frozen=True)
+class HeldOutError:
+    """Relative errors |predicted / measured - 1| of one phase in one precision, on models that were not fitted.
+
+    Attributes:
+        phase, precision: what was predicted.
+        models: heterogeneous models of the same dimensions, measured whole.
+        mean, p95, worst: of the table's errors over them.
+        bytes_mean: mean error of the one-parameter baseline, time in proportion to the bytes of the weights read.
+        noise: |second / first - 1| of a model that was measured twice: no table can be better than the ruler.
+    """
+
+    phase: Phase
+    precision: str
+    models: int
+    mean: float
+    p95: float
+    worst: float
+    bytes_mean: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """Where a measured table comes from.
+
+    Attributes:
+        host: fingerprint of the machine.
+        versions: package to version.
+        date: ISO date, UTC.
+        runtime: that was timed.
+        threads: given to it.
+        measurements: timed processes that the table was fitted to.
+        seconds: how long these took.
+        held_out: errors on other models; empty where none were measured.
+    """
+
+    host: dict[str, str]
+    versions: dict[str, str]
+    date: str
+    runtime: str
+    threads: int
+    measurements: int
+    seconds: float
+    held_out: tuple[HeldOutError, ...] = ()
+
+
+@dataclass(frozen=True)
 class LatencyTable:
     """Predicts the latency of every pruned form of one model.
 
@@ -122,11 +170,13 @@ class LatencyTable:
         key: what it holds for.
         source: "measured" or "roofline".
         costs: one entry for each phase and precision.
+        record: where a table in a profile comes from, or None.
     """
 
     key: TableKey
     source: Literal["measured", "roofline"]
     costs: tuple[PhaseCosts, ...]
+    record: TableRecord | None = field(default=None, metadata=SPARSE)
 
     def check(self, key: TableKey) -> None:
         """Refuses a model or a workload that the table does not hold for.

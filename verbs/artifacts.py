@@ -1,4 +1,4 @@
-"""The verbs on checkpoints and artifacts: export, benchmark, evaluate, verify, report; and profile."""
+"""The verbs on checkpoints and artifacts: export, benchmark, evaluate, verify, report."""
 
 from __future__ import annotations
 
@@ -149,18 +149,4 @@ def run_report(arguments: argparse.Namespace) -> int:
     from prune_export.delivery.report import write_report
 
     print(write_report(arguments.directory))
-    return 0
-
-
-def add_profile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("list", "show", "host"), help="all, one, or this machine")
-    parser.add_argument("device", nargs="?", help="profile name or TOML file, for show")
-
-
-def run_profile(arguments: argparse.Namespace) -> int:
-    from prune_export.profiles.listing import profile_list, profile_text
-
-    if arguments.action == "show" and not arguments.device:
-        raise BadInputError("profile show needs a profile: prune-export profile show cpu-xeon")
-    print(profile_list() if arguments.action == "list" else profile_text(arguments.device or "host"))
     return 0

@@ -1,0 +1,239 @@
+"""Kits: exported stacks of blocks that a machine without torch measures itself with, and the profile that results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.roofline import table_key
+from prune_export.benchmark.stacks import ExportedStack, Ruler, held_out_errors, time_stacks
+from prune_export.benchmark.threads import checked_threads
+from prune_export.errors import BadInputError
+from prune_export.profiles import DeviceProfile, HeldOutError, LatencyTable, PhaseCosts, TableKey, TableRecord
+from prune_export.profiles.host import host_fingerprint, mismatch
+from prune_export.progress import Progress
+from prune_export.records import from_json
+from prune_export.shape import LayerShape, ModelShape
+from prune_export.target import Workload
+
+KIT_FILE = "kit.json"
+KIT_VERSION = 1
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class KitStack:
+    """One exported model of a kit.
+
+    Attributes:
+        name: what it varies.
+        directory: relative to the kit.
+        layers: its blocks.
+    """
+
+    name: str
+    directory: str
+    layers: tuple[LayerShape, ...]
+
+
+@dataclass(frozen=True)
+class KitPart:
+    """The stacks of one precision.
+
+    Attributes:
+        precision: of their weights.
+        base: what the others are timed beside.
+        stacks: what the table is fitted to.
+        held_out: heterogeneous models that it is checked on.
+    """
+
+    precision: str
+    base: KitStack
+    stacks: tuple[KitStack, ...]
+    held_out: tuple[KitStack, ...]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What kit.json holds.
+
+    Attributes:
+        version: of the format.
+        runtime: that the files are for.
+        shape: of the dense model that the kit stands for.
+        workload: what is timed.
+        parts: one a precision.
+    """
+
+    version: int
+    runtime: str
+    shape: ModelShape
+    workload: Workload
+    parts: tuple[KitPart, ...]
+
+
+@dataclass(frozen=True)
+class PrecisionTable:
+    """The table's part of one precision and how it was measured.
+
+    Attributes:
+        costs: of both phases.
+        errors: on held-out models.
+        threads: of the runtime.
+        measurements: timed processes that it was fitted to.
+        seconds: how long these took.
+        versions: package to version.
+    """
+
+    costs: tuple[PhaseCosts, ...]
+    errors: tuple[HeldOutError, ...]
+    threads: int
+    measurements: int
+    seconds: float
+    versions: dict[str, str]
+
+
+def load_kit(directory: Path) -> Kit:
+    """Reads kit.json.
+
+    Raises:
+        BadInputError: no kit, a damaged one, or one of another version.
+    """
+    path = directory / KIT_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        raise BadInputError(
+            f"{directory} is no kit: it has no readable {KIT_FILE}; make one with prune-export kit"
+        ) from None
+    found = data.get("version") if isinstance(data, dict) else None
+    if found != KIT_VERSION:
+        raise BadInputError(f"{path} is of version {found}, this prune-export reads {KIT_VERSION}: make the kit again")
+    return from_json(Kit, data, where=str(path))
+
+
+def measure_kit(
+    directory: Path, profile: DeviceProfile, *, name: str, threads: int = 0, progress: Progress | None = None
+) -> DeviceProfile:
+    """The profile of this machine with a latency table for the kit's model.
+
+    Args:
+        directory: the kit.
+        profile: stands for this machine; its runtime is replaced by the kit's.
+        name: of the new profile.
+        threads: of the runtime; 0 takes the profile's.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: no kit, one of another version or with files missing, or a profile of another machine.
+    """
+    report = progress or Progress(quiet=True)
+    kit = load_kit(directory)
+    profile = replace(profile, runtime=kit.runtime)
+    count = checked_threads(threads or profile.threads)
+    tables = []
+    for part in kit.parts:
+        base, *stacks = (ExportedStack(item.layers, directory / item.directory) for item in (part.base, *part.stacks))
+        others = [ExportedStack(item.layers, directory / item.directory) for item in part.held_out]
+        ruler = Ruler(profile, kit.workload, part.precision, count, _ROUNDS, report)
+        tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=(len(stacks), len(others))))
+    return profile_of(profile, table_key(kit.shape, kit.workload), tables, name=name, progress=report)
+
+
+def measured_precision(
+    shape: ModelShape,
+    base: ExportedStack,
+    stacks: Iterable[ExportedStack],
+    others: Iterable[ExportedStack],
+    ruler: Ruler,
+    *,
+    counts: tuple[int, int],
+) -> PrecisionTable:
+    """Times the stacks of one precision, fits the table's part, and checks it on other models.
+
+    Args:
+        shape: of the dense model.
+        base: what all others are timed beside.
+        stacks: what the table is fitted to.
+        others: what it is checked on; none for no check.
+        ruler: how they are timed.
+        counts: how many stacks and others there are.
+
+    Raises:
+        BadInputError: the profile is not this machine's; or as `time_stacks`.
+    """
+    if reason := mismatch(ruler.profile, host_fingerprint()):
+        raise BadInputError(f"a profile is measured on the device itself, and {reason}: run it there")
+    report = ruler.progress or Progress(quiet=True)
+    began = time.monotonic()
+    with report.phase(f"latency table, {ruler.precision}"):
+        times = time_stacks(base, stacks, ruler, total=counts[0])
+    spent = time.monotonic() - began
+    costs = times.costs(ruler.precision)
+    errors: tuple[HeldOutError, ...] = ()
+    if counts[1]:
+        with report.phase(f"held-out models, {ruler.precision}"):
+            errors = held_out_errors(costs, base, others, shape, ruler, total=counts[1])
+    return PrecisionTable(costs, errors, ruler.threads, times.measurements, spent, times.versions)
+
+
+def profile_of(
+    profile: DeviceProfile, key: TableKey, tables: Sequence[PrecisionTable], *, name: str, progress: Progress
+) -> DeviceProfile:
+    """A profile with what was measured in the place of what was assumed.
+
+    Args:
+        profile: what it starts from.
+        key: dimensions and workload of the table.
+        tables: one a precision.
+        name: of the new profile.
+        progress: where progress goes: the memory's bandwidth is measured here.
+    """
+    threads = tables[0].threads
+    with progress.phase("memory bandwidth"):
+        bandwidth = read_bandwidth(threads)
+    record = TableRecord(
+        host=host_fingerprint(),
+        versions={package: version for table in tables for package, version in table.versions.items()},
+        date=datetime.now(UTC).date().isoformat(),
+        runtime=profile.runtime,
+        threads=threads,
+        measurements=sum(table.measurements for table in tables),
+        seconds=round(sum(table.seconds for table in tables), 1),
+        held_out=tuple(error for table in tables for error in table.errors),
+    )
+    costs = tuple(costs for table in tables for costs in table.costs)
+    limited = profile.limited_to(threads)
+    precisions = tuple(dict.fromkeys(item.precision for item in costs))
+    measured = f"measured {record.date} with {threads} threads"
+    return replace(
+        profile,
+        name=name,
+        description=f"{profile.description}, {measured}",
+        threads=threads,
+        precisions=precisions,
+        bandwidth_bytes_per_s=bandwidth,
+        # The figures are of the threads at hand: nothing to scale.
+        core_bandwidth_bytes_per_s=0,
+        cores=0,
+        peak_flops={item: limited.peak_flops.get(item, limited.peak_flops["fp32"]) for item in precisions},
+        latency_table=LatencyTable(key, "measured", costs, record),
+        sources={**profile.sources, "bandwidth_bytes_per_s": measured, "latency_table": measured},
+    )
+
+
+def error_table(table: LatencyTable) -> str:
+    """What a table's record says of its error, in Markdown."""
+    lines = ["| precision | predicted | models | mean | p95 | worst | bytes alone, mean | same model twice |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    names = {"prefill": "TTFT", "decode": "TPOT"}
+    for item in table.record.held_out if table.record else ():
+        shares = (item.mean, item.p95, item.worst, item.bytes_mean, item.noise)
+        cells = " | ".join(f"{share:.1%}" for share in shares)
+        lines.append(f"| {item.precision} | {names[item.phase]} | {item.models} | {cells} |")
+    return "\n".join(lines)

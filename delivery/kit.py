@@ -1,0 +1,84 @@
+"""Packs what a machine without torch needs to measure itself: exported stacks of a model's blocks, and their list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from prune_export.benchmark.kit import KIT_FILE, KIT_VERSION, Kit, KitPart, KitStack
+from prune_export.benchmark.stacks import Ruler
+from prune_export.delivery.profiling import built
+from prune_export.delivery.stacks import Design, designs, held_out_designs
+from prune_export.errors import BadInputError
+from prune_export.files import staged
+from prune_export.profiles import DeviceProfile
+from prune_export.progress import Progress
+from prune_export.records import to_json
+from prune_export.shape import ModelShape
+from prune_export.target import Workload
+
+DEPTH = 4  # blocks of a stack: the slope between stacks is a block's cost at any depth where the caches are far smaller
+HELD_OUT = 3
+
+
+def pack_kit(
+    shape: ModelShape,
+    profile: DeviceProfile,
+    output: Path,
+    *,
+    precisions: Sequence[str],
+    workload: Workload,
+    depth: int = DEPTH,
+    held_out: int = HELD_OUT,
+    seed: int = 42,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Kit:
+    """Writes a kit.
+
+    Args:
+        shape: of the dense model; only dimensions matter.
+        profile: names the runtime that the files are for, and the widths that the device likes.
+        output: destination directory.
+        precisions: weight precisions.
+        workload: what will be timed.
+        depth: layers of a stack, at least 2.
+        held_out: models of the whole depth that the table is checked on.
+        seed: of random weights and held-out models.
+        force: replace an existing output.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: fewer than two layers, or a family, precision or runtime that cannot be built.
+    """
+    report = progress or Progress(quiet=True)
+    if depth < 2:
+        raise BadInputError(f"--depth {depth}: a stack needs at least 2 layers, so that half of its blocks can go")
+    fitted = workload.fitted(shape.context)
+    multiple = max(1, profile.width_multiple)
+    shallow = shape.with_layers(shape.layers[:depth])
+    wanted = [Design("base", shallow.layers), *designs(shallow, multiple, finer=True)]
+    others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
+    parts = []
+    with staged(output, force=force) as stage:
+        for precision in precisions:
+            with report.phase(f"building {len(wanted) + held_out} models in {precision}"):
+                ruler = Ruler(profile, fitted, precision)
+                base, *stacks = _packed(shape, wanted, stage, ruler, seed, report)
+                checks = _packed(shape, others, stage, ruler, seed, report)
+            parts.append(KitPart(precision, base, tuple(stacks), tuple(checks)))
+        kit = Kit(KIT_VERSION, profile.runtime, shape, fitted, tuple(parts))
+        (stage / KIT_FILE).write_text(json.dumps(to_json(kit), indent=1) + "\n", encoding="utf8")
+    return kit
+
+
+def _packed(
+    shape: ModelShape, wanted: Sequence[Design], stage: Path, ruler: Ruler, seed: int, report: Progress
+) -> list[KitStack]:
+    folder = stage / ruler.precision
+    found = []
+    for design, stack in zip(wanted, built(shape, wanted, folder, ruler, seed=seed), strict=True):
+        found.append(KitStack(design.name, str(stack.directory.relative_to(stage)), stack.layers))
+        report.update(len(found), len(wanted), design.name)
+    return found

@@ -1,0 +1,91 @@
+"""Measured profiles: a latency table of one model's dimensions, its error on other models, and where both come from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from prune_export.benchmark.kit import PrecisionTable, measured_precision, profile_of
+from prune_export.benchmark.roofline import table_key
+from prune_export.benchmark.stacks import ExportedStack, Ruler
+from prune_export.benchmark.threads import checked_threads
+from prune_export.delivery.stacks import Design, build_stack, designs, held_out_designs
+from prune_export.profiles import DeviceProfile
+from prune_export.progress import Progress
+from prune_export.shape import ModelShape
+from prune_export.target import Workload
+
+HELD_OUT = 20
+_ROUNDS = 3
+
+
+def measure_profile(
+    shape: ModelShape,
+    profile: DeviceProfile,
+    *,
+    name: str,
+    precisions: Sequence[str],
+    workload: Workload,
+    threads: int = 0,
+    held_out: int = HELD_OUT,
+    seed: int = 42,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> DeviceProfile:
+    """The profile with a latency table for one model's dimensions, measured on this machine.
+
+    Stacks are built a few at a time and deleted once they are timed, so little disk is needed.
+
+    Args:
+        shape: of the dense model; only dimensions matter, so its weights are not read.
+        profile: names device and runtime; must stand for this machine.
+        name: of the new profile.
+        precisions: weight precisions, each a part of the table.
+        workload: what is timed.
+        threads: of the runtime; 0 takes the profile's.
+        held_out: heterogeneous models that the table is checked on, each measured whole; 0 for none.
+        seed: of random weights and held-out models.
+        work: where stacks are built; a temporary directory unless given.
+        progress: where progress goes.
+
+    Raises:
+        BadInputError: the profile is not this machine's, or a family, precision or runtime that cannot be built.
+    """
+    report = progress or Progress(quiet=True)
+    fitted = workload.fitted(shape.context)
+    multiple = max(1, profile.width_multiple)
+    wanted = tuple(designs(shape, multiple, finer=True))
+    others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
+    tables: list[PrecisionTable] = []
+    for precision in precisions:
+        ruler = Ruler(profile, fitted, precision, checked_threads(threads or profile.threads), _ROUNDS, report, True)
+        with tempfile.TemporaryDirectory(dir=work, prefix="stacks-") as folder:
+            (base,) = built(shape, [Design("dense", shape.layers)], Path(folder), ruler, seed=seed)
+            tables.append(
+                measured_precision(
+                    shape,
+                    base,
+                    built(shape, wanted, Path(folder), ruler, seed=seed),
+                    built(shape, others, Path(folder), ruler, seed=seed),
+                    ruler,
+                    counts=(len(wanted), len(others)),
+                )
+            )
+    return profile_of(profile, table_key(shape, fitted), tables, name=name, progress=report)
+
+
+def built(
+    shape: ModelShape, wanted: Sequence[Design], folder: Path, ruler: Ruler, *, seed: int
+) -> Iterator[ExportedStack]:
+    """Stacks in a ruler's precision and for its runtime, each built when it is asked for."""
+    for design in wanted:
+        yield build_stack(
+            shape,
+            design,
+            folder / design.name.replace(" ", "-"),
+            precision=ruler.precision,
+            runtime=ruler.profile.runtime,
+            group_size=ruler.profile.int4_group,
+            seed=seed,
+        )

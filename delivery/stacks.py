@@ -1,0 +1,139 @@
+"""The stacks of blocks that a latency table is made from: which ones, and their exported files.
+
+Random weights, exported by the same exporter as a delivered artifact.  At the model's own depth the weights lie where
+the model's own would lie, in cache or in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prune_export.benchmark.stacks import ExportedStack
+from prune_export.delivery.resources import free_memory
+from prune_export.errors import BadInputError
+from prune_export.export.files import MODEL_XML
+from prune_export.export.onnx_export import export_onnx
+from prune_export.export.openvino_ir import export_graph_only
+from prune_export.export.weights import compress
+from prune_export.prune.synthetic import random_model
+from prune_export.shape import LayerShape, ModelShape
+
+_WIDTH_SHARES = (0.5, 0.25)
+_FINER_SHARES = (0.75, 0.5, 0.25, 0.125)
+# Of held-out models: each sub-block is gone with this probability, as in plans of middling targets.
+_GONE = 0.15
+
+
+@dataclass(frozen=True)
+class Design:
+    """One stack: its layers and what it varies."""
+
+    name: str
+    layers: tuple[LayerShape, ...]
+
+
+def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterator[Design]:
+    """Stacks whose differences to the dense model give every cost: half of the blocks gone, then smaller blocks.
+
+    Args:
+        shape: of the dense model.
+        multiple: of MLP widths that the device likes.
+        finer: more widths and every KV-head count, for a table that is kept.
+    """
+    dense = shape.layers
+    every_other = [index % 2 == 1 for index in range(len(dense))]
+    yield Design("half of the attentions", tuple(
+        LayerShape(0, 0, layer.mlp_width) if gone else layer for layer, gone in zip(dense, every_other, strict=True)
+    ))  # fmt: skip
+    yield Design("half of the MLPs", tuple(
+        LayerShape(layer.query_heads, layer.kv_heads, 0) if gone else layer
+        for layer, gone in zip(dense, every_other, strict=True)
+    ))  # fmt: skip
+    width = max(layer.mlp_width for layer in dense)
+    shares = _FINER_SHARES if finer else _WIDTH_SHARES
+    narrow = {max(multiple, round(width * share / multiple) * multiple) for share in shares}
+    for size in sorted(narrow, reverse=True):
+        if 0 < size < width:
+            yield Design(f"MLPs of {size}", tuple(_narrowed(layer, size) for layer in dense))
+    heads = max(layer.kv_heads for layer in dense)
+    few = {1, (heads + 1) // 4, (heads + 1) // 2, heads * 3 // 4} if finer else {1, (heads + 1) // 2}
+    for fewer in sorted(few - {0, heads}):
+        yield Design(f"{fewer} KV heads", tuple(_with_heads(layer, fewer) for layer in dense))
+
+
+def held_out_designs(shape: ModelShape, multiple: int, *, count: int, seed: int) -> Iterator[Design]:
+    """Heterogeneous models as plans make them: every layer with its own width and KV heads, some sub-blocks gone."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        layers = [_random_layer(layer, multiple, random) for layer in shape.layers]
+        if not any(layer.kv_heads for layer in layers):
+            layers[0] = replace(layers[0], query_heads=shape.layers[0].query_heads, kv_heads=shape.layers[0].kv_heads)
+        yield Design(f"held-out model {number + 1}", tuple(layers))
+
+
+def build_stack(
+    shape: ModelShape, design: Design, directory: Path, *, precision: str, runtime: str, group_size: int, seed: int
+) -> ExportedStack:
+    """Writes one stack with random weights.
+
+    Args:
+        shape: of the dense model.
+        design: which blocks.
+        directory: where the exported files go; made.
+        precision: of the weights.
+        runtime: "openvino" or "onnxruntime".
+        group_size: of int4 weights.
+        seed: of the weights.
+
+    Raises:
+        BadInputError: a family, precision or runtime that cannot be built.
+    """
+    writer = _WRITERS.get(runtime)
+    if writer is None:
+        raise BadInputError(f"no stacks for runtime {runtime}: use a profile of {' or '.join(_WRITERS)}")
+    directory.mkdir(parents=True)
+    writer(random_model(shape.with_layers(design.layers), seed=seed), directory, precision, group_size)
+    free_memory()
+    return ExportedStack(design.layers, directory)
+
+
+def _openvino(model: Any, directory: Path, precision: str, group_size: int) -> None:
+    plain = directory if precision == "fp32" else directory / "fp32"
+    plain.mkdir(exist_ok=True)
+    export_graph_only(model, plain / MODEL_XML)
+    del model
+    free_memory()
+    if precision != "fp32":
+        compress(plain, directory, precision=precision, group_size=group_size)
+        shutil.rmtree(plain)
+
+
+def _onnx(model: Any, directory: Path, precision: str, group_size: int) -> None:
+    export_onnx(model, None, directory, precision=precision, block=group_size)
+
+
+_WRITERS: dict[str, Callable[[Any, Path, str, int], None]] = {"openvino": _openvino, "onnxruntime": _onnx}
+
+
+def _random_layer(layer: LayerShape, multiple: int, random: np.random.Generator) -> LayerShape:
+    heads = 0 if random.random() < _GONE else int(random.integers(1, layer.kv_heads + 1)) if layer.kv_heads else 0
+    steps = layer.mlp_width // multiple
+    width = int(random.integers(max(1, steps // 4), steps + 1)) * multiple if steps else layer.mlp_width
+    group = layer.query_heads // layer.kv_heads if layer.kv_heads else 0
+    return LayerShape(heads * group, heads, 0 if random.random() < _GONE else width)
+
+
+def _narrowed(layer: LayerShape, width: int) -> LayerShape:
+    return replace(layer, mlp_width=min(width, layer.mlp_width))
+
+
+def _with_heads(layer: LayerShape, heads: int) -> LayerShape:
+    if layer.kv_heads <= heads:
+        return layer
+    return replace(layer, query_heads=heads * (layer.query_heads // layer.kv_heads), kv_heads=heads)

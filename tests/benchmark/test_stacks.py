@@ -1,0 +1,107 @@
+"""Stacks timed beside a base: drift cancels, and the table's errors are those of its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prune_export.benchmark import stacks
+from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, held_out_errors, time_stacks
+from prune_export.manifest import Measurement
+from prune_export.profiles import load_profile
+from prune_export.shape import LayerShape, ModelShape
+from prune_export.target import Workload
+
+DENSE = (LayerShape(4, 2, 256),) * 6
+SHAPE = ModelShape("llama", 64, 16, 320, True, DENSE)
+RULER = Ruler(load_profile("host"), Workload(), "int8", threads=1)
+FIXED, PER_HEAD, PER_CHANNEL = 1e-3, 2e-4, 3e-6
+
+
+def seconds(layers: Sequence[LayerShape]) -> float:
+    return FIXED + sum(layer.kv_heads * PER_HEAD + layer.mlp_width * PER_CHANNEL for layer in layers)
+
+
+def smaller(heads: int, width: int) -> tuple[LayerShape, ...]:
+    return (LayerShape(2 * heads, heads, width),) * len(DENSE)
+
+
+@pytest.fixture
+def drifting(monkeypatch: pytest.MonkeyPatch, make_measurement: Callable[..., Measurement]) -> list[int]:
+    """A device that is up to twice as slow from call to call; directories are named after their layers' cost."""
+    calls: list[int] = []
+    random = np.random.default_rng(0)
+
+    def fake(subjects: Sequence[Subject], *, rounds: int, **_: Any) -> list[Measurement]:
+        calls.append(len(subjects))
+        slow = 1.0 + random.random(rounds)
+        found = []
+        for subject in subjects:
+            took = [float(subject.directory.name) * factor for factor in slow]
+            found.append(make_measurement(tuple(10 * value for value in took), tuple(took), rounds=rounds))
+        return found
+
+    monkeypatch.setattr(stacks, "measure_together", fake)
+    return calls
+
+
+def stack(layers: tuple[LayerShape, ...]) -> ExportedStack:
+    return ExportedStack(layers, Path(repr(seconds(layers))))
+
+
+def fitted_stacks() -> list[ExportedStack]:
+    gone = tuple(LayerShape(0, 0, 256) if index % 2 else layer for index, layer in enumerate(DENSE))
+    bare = tuple(LayerShape(4, 2, 0) if index % 2 else layer for index, layer in enumerate(DENSE))
+    return [stack(layers) for layers in (gone, bare, smaller(2, 128), smaller(1, 256), smaller(2, 64))]
+
+
+def test_drift_between_groups_changes_nothing(drifting: list[int]) -> None:
+    times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
+    assert drifting == [4, 3]  # three beside the base, then two
+    assert times.measurements == 2 * 7
+    scale = times.seconds["decode"][0] / seconds(DENSE)
+    assert 1.0 < scale < 2.0
+    for layers, found in zip(times.layers, times.seconds["decode"], strict=True):
+        assert found == pytest.approx(scale * seconds(layers), rel=1e-9)
+    assert times.seconds["prefill"][2] == pytest.approx(10 * times.seconds["decode"][2])
+
+
+def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[int]) -> None:
+    times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
+    others = [stack((LayerShape(2, 1, 200), LayerShape(0, 0, 96), *DENSE[2:])), stack(smaller(1, 96))]
+    found = held_out_errors(times.costs("int8"), stack(DENSE), others, SHAPE, RULER, total=2)
+    assert [item.phase for item in found] == list(PHASES)
+    for item in found:
+        # Costs are linear in the sizes, so a table that interpolates is exact, and what counts bytes is not.
+        assert item.models == 2
+        assert item.mean <= item.p95 <= item.worst < 1e-9
+        assert item.bytes_mean > 0.02
+        assert item.noise < 1e-12
+
+
+def test_files_are_deleted_once_they_are_timed(drifting: list[int], tmp_path: Path) -> None:
+    made = []
+
+    def built() -> Any:
+        for number in range(1, 6):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            made.append((number, len(list(tmp_path.iterdir()))))
+            yield ExportedStack(DENSE, folder)
+
+    base = tmp_path / "6"
+    base.mkdir()
+    time_stacks(ExportedStack(DENSE, base), built(), Ruler(RULER.profile, Workload(), "int8", discard=True), total=5)
+    assert made == [(1, 2), (2, 3), (3, 4), (4, 2), (5, 3)]  # never more than three beside the base
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+
+
+def test_bandwidth_is_that_of_memory_not_of_caches() -> None:
+    # Between a slow single channel and anything sold: a wrong unit or a cached array would be outside.
+    assert 1e9 < read_bandwidth(1) < 1e12

@@ -1,0 +1,161 @@
+"""profile measure and kit: from a model's dimensions to a profile that plans, with and without torch on the device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prune_export import cli
+from prune_export.benchmark import kit as kits
+from prune_export.benchmark import stacks
+from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
+from prune_export.benchmark.measure import Subject
+from prune_export.delivery.kit import pack_kit
+from prune_export.delivery.profiling import measure_profile
+from prune_export.errors import BadInputError
+from prune_export.manifest import Measurement
+from prune_export.profiles import DeviceMatch, load_profile, to_toml
+from prune_export.prune.loading import load_config
+from prune_export.prune.shapes import model_shape
+from prune_export.shape import ModelShape
+from prune_export.target import Workload
+
+HOST = load_profile("host")
+SMALL = Workload(prompt_tokens=8, new_tokens=4)
+TORCH = ("torch", "transformers", "optimum", "nncf", "safetensors", "tokenizers")
+
+
+@pytest.fixture
+def shape(checkpoint: Path) -> ModelShape:
+    return model_shape(load_config(checkpoint))
+
+
+def by_bytes(subjects: Sequence[Subject], *, rounds: int, workload: Workload, **_: Any) -> list[Measurement]:
+    """A device whose tokens take a fixed time and a time for each byte of the weights."""
+    found = []
+    for subject in subjects:
+        (weights,) = (path.stat().st_size for path in subject.directory.glob("*") if path.suffix in (".bin", ".data"))
+        seconds = 1e-3 + 1e-8 * weights
+        found.append(
+            Measurement(
+                artifact="", profile="host", host={}, runtime="openvino", precision=subject.precision, threads=1,
+                workload=workload, ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * 3,
+                load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=0, rss_rise_bytes=0,
+                versions={"openvino": "1"},
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_profile_is_measured_checked_and_read_back(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    monkeypatch.setattr(stacks, "measure_together", by_bytes)
+    monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
+    found = measure_profile(
+        shape, replace(HOST, runtime=runtime, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
+        threads=1, held_out=3, work=tmp_path,
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    table = found.latency_table
+    assert table is not None
+    assert table.record is not None
+    assert (found.name, found.threads, found.bandwidth_bytes_per_s) == ("box", 1, 1e10)
+    assert (table.record.runtime, table.record.versions, table.record.threads) == (runtime, {"openvino": "1"}, 1)
+    assert [error.models for error in table.record.held_out] == [3, 3]
+    # The device is linear in the parameters, but for the bytes of constants beside the weights.
+    assert all(error.worst < 0.01 for error in table.record.held_out)
+    assert "| fp32 | TPOT | 3 |" in error_table(table)
+    path = tmp_path / "box.toml"
+    path.write_text(to_toml(found))
+    assert load_profile(path) == found
+    halved = shape.with_layers(tuple(replace(layer, mlp_width=layer.mlp_width // 2) for layer in shape.layers))
+    dense, smaller = (table.predict(item.layers, "tpot", precision="fp32") for item in (shape, halved))
+    saved = 1e-8 * 4 * (shape.parameters() - halved.parameters())
+    assert dense - smaller == pytest.approx(saved, rel=0.05)
+
+
+def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
+    shape: ModelShape, checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit, box = tmp_path / "kit", tmp_path / "box.toml"
+    packing = ["kit", "--model", str(checkpoint), "-o", str(kit), "--held-out", "1", "--depth", "2", "--quiet"]
+    assert cli.main([*packing, "--workload", "prompt=8,new=4"]) == 0
+    assert "on the device: prune-export profile measure --kit" in capsys.readouterr().out
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in TORCH:
+        (blocked / f"{name}.py").write_text("raise ImportError('not installed')")
+    command = ["profile", "measure", "--kit", str(kit), "-o", str(box), "--threads", "1", "--quiet"]
+    code = f"import sys; from prune_export.cli import main; sys.exit(main({command!r}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(blocked)}
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| int8 | TPOT | 1 |" in result.stdout
+    found = load_profile(box)
+    assert found.latency_table is not None
+    assert found.latency_table.predict(shape.layers, "tpot", precision="int8") > 0
+    # Back on the workstation, which is not the box: planned with the box's table, and called predicted.
+    elsewhere = replace(found, match=DeviceMatch(vendors=("AnotherVendor",)))
+    box.write_text(to_toml(elsewhere))
+    limit = 0.9 * found.latency_table.predict(shape.layers, "tpot", precision="int8")
+    delivery = [
+        *("--model", str(checkpoint), "--device", str(box), "--target-latency", f"{limit * 1e6:.4f}us", "--quiet"),
+        *("--precision", "int8", "--workload", "prompt=8,new=4", "-o", str(tmp_path / "out")),
+        *("--calibration", str(text_file), "--eval-text", str(text_file), "--mlp-group", "16"),
+        *("--calibration-windows", "4", "--calibration-length", "64"),
+    ]
+    assert cli.main(delivery) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["claim"] == "predicted"
+    assert manifest["figure"] <= manifest["limit"] == pytest.approx(limit, rel=1e-3)
+
+
+def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"is no kit: it has no readable kit\.json"):
+        measure_kit(tmp_path, HOST, name="box")
+    (tmp_path / KIT_FILE).write_text('{"version": 0}')
+    with pytest.raises(BadInputError, match="is of version 0, this prune-export reads 1: make the kit again"):
+        measure_kit(tmp_path, HOST, name="box")
+    with pytest.raises(BadInputError, match="--depth 1: a stack needs at least 2 layers"):
+        pack_kit(shape, HOST, tmp_path / "kit", precisions=("int8",), workload=SMALL, depth=1)
+    with pytest.raises(BadInputError, match="no stacks for runtime torch: use a profile of openvino or onnxruntime"):
+        pack_kit(shape, replace(HOST, runtime="torch"), tmp_path / "kit", precisions=("int8",), workload=SMALL)
+    assert not (tmp_path / "kit").exists()
+    with pytest.raises(BadInputError, match="measured on the device itself"):
+        measure_profile(
+            shape, replace(HOST, match=DeviceMatch(vendors=("AnotherVendor",))), name="x", precisions=("fp32",),
+            workload=SMALL, threads=1, work=tmp_path,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs --model DIR or --kit DIR"),
+        (["--model", "reference"], "needs -o FILE.toml"),
+        (["--model", "reference", "-o", "box.json"], "a profile is a .toml file, e.g. -o box.toml"),
+        (["--model", "reference", "-o", "gone/box.toml"], "the directory gone does not exist"),
+        (["--kit", "kit", "-o", "box.toml", "--precision", "fp32"], "--precision: the kit decides this"),
+        (["--model", "reference", "-o", "box.toml", "--precision", "int9"], '--precision "int9" is not one of'),
+        (["--model", "reference", "-o", "box.toml", "--held-out", "-1"], "--held-out -1 must be at least 0"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["profile", "measure", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
