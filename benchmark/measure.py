@@ -10,7 +10,7 @@ from prune_export.benchmark.process import run_worker
 from prune_export.benchmark.properties import precision_options
 from prune_export.benchmark.runtimes import RUNTIMES, find_model
 from prune_export.benchmark.threads import checked_threads
-from prune_export.benchmark.worker import Reply, Request
+from prune_export.benchmark.worker import Reply, Request, Through
 from prune_export.errors import BadInputError
 from prune_export.manifest import Measurement
 from prune_export.profiles import DeviceProfile, host_fingerprint
@@ -26,11 +26,13 @@ class Subject:
         directory: holds openvino_model.xml or model.onnx, or one sub-folder that does.
         precision: weight precision.
         sample_memory: its memory is sampled where the measurement samples memory at all; else it reads 0.
+        through: the runtime itself, or its GenAI pipeline.
     """
 
     directory: Path
     precision: str
     sample_memory: bool = True
+    through: Through = "session"
 
 
 def measure(
@@ -139,15 +141,19 @@ def _measurements(
 def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threads: int) -> Request:
     """Refuses in this process what can be refused without starting another."""
     known = [runtime.name for runtime in RUNTIMES]
-    if profile.runtime not in known:
+    if profile.runtime not in known or (profile.runtime == "torch" and profile.device != "CPU"):
         raise BadInputError(
             f"profile {profile.name} runs {profile.runtime} on {profile.device}, which cannot be measured here: "
             f"use a profile of {' or '.join(known)}, e.g. --device host"
         )
     precision_options(subject.precision)
-    find_model(subject.directory)
+    runtime = find_model(subject.directory).runtime
+    if subject.through == "genai" and runtime.open_pipeline is None:
+        raise BadInputError(f"{subject.directory} is a {runtime.format}, which no GenAI pipeline runs: export it first")
     count = checked_threads(threads or profile.threads)
-    return Request(str(subject.directory), subject.precision, count, profile.device, workload, "time")
+    return Request(
+        str(subject.directory), subject.precision, count, profile.device, workload, "time", through=subject.through
+    )
 
 
 def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profile: DeviceProfile) -> Measurement:
@@ -156,7 +162,7 @@ def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profil
         artifact=request.directory,
         profile=profile.name,
         host=host_fingerprint(),
-        runtime=found.runtime.name,
+        runtime=found.runtime.pipeline_package if request.through == "genai" else found.runtime.name,
         precision=request.precision,
         threads=request.threads,
         workload=replace(request.workload, repeats=len(timed[0].ttft_s)),

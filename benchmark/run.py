@@ -11,6 +11,7 @@ from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ra
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table
 from prune_export.benchmark.runtimes import find_model
+from prune_export.benchmark.worker import Through
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.profiles import DeviceProfile, host_fingerprint, mismatch
 from prune_export.progress import Progress
@@ -43,6 +44,7 @@ def run_benchmark(
     precision: str = "",
     threads: int = 0,
     rounds: int = 3,
+    through: Through = "session",
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Measures an artifact, in turns with another one if `compare` is given.
@@ -55,13 +57,14 @@ def run_benchmark(
         precision: weight precision; by default that of the manifest, or else of the model's own files.
         threads: 0 takes the profile's.
         rounds: fresh processes for each artifact.
+        through: the runtime itself, or its GenAI pipeline.
         progress: is told the share done.
 
     Raises:
         BadInputError, PruneExportError: as `measure.measure`.
     """
     directories = [directory] if compare is None else [directory, compare]
-    subjects = [Subject(item, precision or artifact_precision(item)) for item in directories]
+    subjects = [Subject(item, precision or artifact_precision(item), through=through) for item in directories]
     fitted, notes = _fit(workload, directories)
     if reason := mismatch(profile, host_fingerprint()):
         notes.append(f"measured on this host, which is not the device: {reason}")
@@ -110,7 +113,7 @@ def artifact_precision(directory: Path) -> str:
         BadInputError: no model, or a broken manifest.
     """
     found = find_model(directory)
-    for place in (directory, found.path.parent.parent):
+    for place in (directory, found.path.parent.parent) if found.runtime.format != "checkpoint" else ():
         if (place / MANIFEST).is_file():
             return Manifest.load(place).precision
     return found.precision

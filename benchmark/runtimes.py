@@ -5,14 +5,20 @@ To add one: a file with its session and what it reads off its files, and a row h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from prune_export.benchmark.artifact import IR_NAME, weight_precision, weights_bytes
+from prune_export.benchmark.checkpoint_files import (
+    CONFIG_NAME,
+    check_checkpoint,
+    checkpoint_bytes,
+    checkpoint_precision,
+)
 from prune_export.benchmark.onnx_artifact import MODEL_NAME, check_files, onnx_precision, onnx_weights_bytes
-from prune_export.benchmark.session import Session
+from prune_export.benchmark.session import Session, Tokens
 from prune_export.errors import BadInputError
 
 
@@ -22,6 +28,41 @@ class OpenedSession(Session, Protocol):
     @property
     def options(self) -> dict[str, str]:
         """The runtime's options."""
+        ...
+
+
+class Pipeline(Protocol):
+    """Generation end to end, timed token by token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, known once loaded."""
+        ...
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that loading took."""
+        ...
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The runtime's options."""
+        ...
+
+    def load(self) -> None:
+        """Reads and compiles the model."""
+        ...
+
+    def generate(self, prompt: Tokens, new_tokens: int) -> list[float]:
+        """Times (s) at the start and after each token, for `prompt` [B, T]."""
+        ...
+
+
+class OpenPipeline(Protocol):
+    """Makes a pipeline, not loaded yet."""
+
+    def __call__(self, directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+        """Arguments as of `OpenVINOPipeline`."""
         ...
 
 
@@ -48,6 +89,8 @@ class Runtime:
         weights_bytes: size of the weights.
         open_session: makes a session; imports the runtime.
         packages: whose versions a measurement records.
+        open_pipeline: makes its GenAI pipeline, or None where there is none.
+        pipeline_package: of the pipeline.
     """
 
     name: str
@@ -58,6 +101,8 @@ class Runtime:
     weights_bytes: Callable[[Path], int]
     open_session: OpenSession
     packages: tuple[str, ...]
+    open_pipeline: OpenPipeline | None = None
+    pipeline_package: str = ""
 
 
 def _openvino(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
@@ -74,6 +119,24 @@ def _onnxruntime(directory: Path, *, precision: str, threads: int, device: str, 
     return OrtSession(directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only)
 
 
+def _torch(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
+    from prune_export.benchmark.torch_session import TorchSession
+
+    return TorchSession(directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only)
+
+
+def _openvino_genai(directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+    from prune_export.benchmark.genai_session import OpenVINOPipeline
+
+    return OpenVINOPipeline(directory, precision=precision, threads=threads, device=device)
+
+
+def _ort_genai(directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+    from prune_export.benchmark.genai_session import OrtPipeline
+
+    return OrtPipeline(directory, precision=precision, threads=threads, device=device)
+
+
 def _check_ir(ir: Path) -> None:
     if not ir.with_suffix(".bin").is_file():
         raise BadInputError(f"{ir} has no weights beside it ({ir.with_suffix('.bin').name} is missing)")
@@ -81,7 +144,16 @@ def _check_ir(ir: Path) -> None:
 
 RUNTIMES: tuple[Runtime, ...] = (
     Runtime(
-        "openvino", "openvino", IR_NAME, _check_ir, weight_precision, weights_bytes, _openvino, ("openvino", "numpy")
+        "openvino",
+        "openvino",
+        IR_NAME,
+        _check_ir,
+        weight_precision,
+        weights_bytes,
+        _openvino,
+        ("openvino", "numpy"),
+        _openvino_genai,
+        "openvino-genai",
     ),
     Runtime(
         "onnxruntime",
@@ -92,6 +164,19 @@ RUNTIMES: tuple[Runtime, ...] = (
         onnx_weights_bytes,
         _onnxruntime,
         ("onnxruntime", "numpy"),
+        _ort_genai,
+        "onnxruntime-genai",
+    ),
+    # Last: exports lie beside a configuration of the same name.
+    Runtime(
+        "torch",
+        "checkpoint",
+        CONFIG_NAME,
+        check_checkpoint,
+        checkpoint_precision,
+        checkpoint_bytes,
+        _torch,
+        ("torch", "transformers", "numpy"),
     ),
 )
 
@@ -120,15 +205,16 @@ class Found:
 
 
 def find_model(directory: Path) -> Found:
-    """The model in `directory`, else in the one sub-folder that has one.
+    """The exported model in `directory`, else in the one sub-folder that has one, else the checkpoint in `directory`.
 
     Raises:
         BadInputError: no such directory, no model, several models, or files missing beside it.
     """
-    names = " or ".join(runtime.model_file for runtime in RUNTIMES)
+    *exports, torch = RUNTIMES
+    names = " or ".join(runtime.model_file for runtime in exports)
     if not directory.is_dir():
         raise BadInputError(f"artifact {directory} is not a directory: give one that holds {names}")
-    found = _within(directory, "") or _within(directory, "*/")
+    found = _within(exports, directory, "") or _within(exports, directory, "*/") or _within([torch], directory, "")
     if not found:
         raise BadInputError(f"artifact {directory} holds no {names}: export the model first")
     if len(found) > 1:
@@ -138,10 +224,10 @@ def find_model(directory: Path) -> Found:
     return found[0]
 
 
-def _within(directory: Path, prefix: str) -> list[Found]:
+def _within(runtimes: Sequence[Runtime], directory: Path, prefix: str) -> list[Found]:
     return [
         Found(runtime, path)
-        for runtime in RUNTIMES
+        for runtime in runtimes
         for path in sorted(directory.glob(f"{prefix}{runtime.model_file}"))
         if path.is_file()
     ]

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prune_export.benchmark.session import Session, Tokens
 from prune_export.target import Workload
+
+if TYPE_CHECKING:
+    from prune_export.benchmark.runtimes import Pipeline
 
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
@@ -40,11 +44,13 @@ def synthetic_prompt(workload: Workload, vocab_size: int) -> Tokens:
     return generator.integers(0, vocab_size, (workload.batch, workload.prompt_tokens), dtype=np.int64)
 
 
-def generate(session: Session, prompt: Tokens, new_tokens: int) -> list[float]:
+def generate(session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> list[float]:
     """Greedy generation of exactly `new_tokens` tokens; the times (s) at the start and after each token.
 
     A token counts as there when its id is known: choosing it is part of the latency, as in a server.
     """
+    if not hasattr(session, "prefill"):
+        return session.generate(prompt, new_tokens)
     session.reset()
     marks = [0.0] * (new_tokens + 1)
     clock = time.perf_counter
@@ -57,7 +63,7 @@ def generate(session: Session, prompt: Tokens, new_tokens: int) -> list[float]:
     return marks
 
 
-def time_session(session: Session, workload: Workload, *, repeats: int | None) -> Samples:
+def time_session(session: Session | Pipeline, workload: Workload, *, repeats: int | None) -> Samples:
     """Warm-up, then timed repeats.
 
     Args:

@@ -17,7 +17,9 @@ from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
 if TYPE_CHECKING:
-    from prune_export.benchmark.runtimes import OpenedSession
+    from prune_export.benchmark.runtimes import OpenedSession, Pipeline
+
+Through = Literal["session", "genai"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Request:
         workload: what to run.
         mode: "time", or "memory" for an untimed run.
         repeats: exact number of timed repeats, or None to choose.
+        through: the runtime itself, or its GenAI pipeline.
     """
 
     directory: str
@@ -41,6 +44,7 @@ class Request:
     workload: Workload
     mode: Literal["time", "memory"]
     repeats: int | None = None
+    through: Through = "session"
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,18 @@ def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
     return found
 
 
-def _session(request: Request) -> OpenedSession:
+def _session(request: Request) -> OpenedSession | Pipeline:
     # Imported here, so that the request is read and standard output is redirected before native code is loaded.
     from prune_export.benchmark.runtimes import find_model
 
     directory = Path(request.directory)
-    return find_model(directory).runtime.open_session(
+    runtime = find_model(directory).runtime
+    if request.through == "genai":
+        assert runtime.open_pipeline is not None, "refused before the worker was started"
+        return runtime.open_pipeline(
+            directory, precision=request.precision, threads=request.threads, device=request.device
+        )
+    return runtime.open_session(
         directory,
         precision=request.precision,
         threads=request.threads,
@@ -117,7 +127,8 @@ def _memory(request: Request) -> Reply:
 def _versions(request: Request) -> dict[str, str]:
     from prune_export.benchmark.runtimes import find_model
 
-    packages = find_model(Path(request.directory)).runtime.packages
+    runtime = find_model(Path(request.directory)).runtime
+    packages = [*runtime.packages, *([runtime.pipeline_package] if request.through == "genai" else [])]
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 

@@ -45,6 +45,12 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
+    parser.add_argument(
+        "--through",
+        choices=("session", "genai"),
+        default="session",
+        help="the runtime itself (default), or its GenAI pipeline end to end",
+    )
     parser.add_argument("--json", metavar="FILE", help="raw samples and statistics; - prints them")
     parser.add_argument("--csv", metavar="FILE", help="statistics; - prints them")
 
@@ -64,6 +70,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         precision=arguments.precision or "",
         threads=arguments.threads,
         rounds=positive(arguments.processes, "--processes") or 1,
+        through=arguments.through,
         progress=Progress(quiet=arguments.quiet),
     )
     if "-" not in (arguments.json, arguments.csv):

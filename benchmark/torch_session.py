@@ -1,0 +1,112 @@
+"""A checkpoint driven token by token through torch on the CPU: what a deployment without an export would get.
+
+The one module of benchmark/ that needs torch, and only when a session is loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prune_export.benchmark.checkpoint_files import CONFIG_NAME, check_checkpoint
+from prune_export.benchmark.session import Logits, Tokens
+from prune_export.benchmark.threads import checked_threads
+from prune_export.errors import BadInputError
+
+_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class TorchSession:
+    """Greedy generation with transformers' own cache, eager.
+
+    Args:
+        directory: a checkpoint, dense or pruned.
+        precision: of the weights in memory, which torch computes in: "fp32", "bf16" or "fp16".
+        threads: of torch; 0 for all physical cores.
+        device: "CPU".
+        last_token_only: compute the LM head for the last token alone (timing); else for every token (scoring).
+    """
+
+    def __init__(
+        self, directory: Path, *, precision: str, threads: int = 0, device: str = "CPU", last_token_only: bool = False
+    ) -> None:
+        self._directory = directory
+        self._precision = precision
+        self._threads = threads
+        self._device = device
+        self._keep = 1 if last_token_only else 0
+        self._model: Any = None
+        self._cache: Any = None
+        self._past = 0
+        self._load_s = 0.0
+        self._options: dict[str, str] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """V, from the configuration."""
+        return int(self._model.config.vocab_size)
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that reading took."""
+        return self._load_s
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What torch runs with."""
+        return dict(self._options)
+
+    def load(self) -> None:
+        """Reads the checkpoint.
+
+        Raises:
+            BadInputError: no checkpoint, an unsupported or damaged one, a precision or device that torch is not timed
+                in, more threads than cores, or no torch.
+        """
+        if self._precision not in _TYPES:
+            raise BadInputError(f"precision {self._precision}: torch is timed in {', '.join(_TYPES)}")
+        if self._device != "CPU":
+            raise BadInputError(f'device "{self._device}": torch is driven on the CPU alone: use a CPU profile')
+        check_checkpoint(self._directory / CONFIG_NAME)
+        threads = checked_threads(self._threads)
+        try:
+            import torch
+
+            from prune_export.prune.checkpoint import load
+        except ImportError:
+            raise BadInputError(
+                'torch is not installed, a checkpoint is timed with it: pip install "prune-export[prune]"'
+            ) from None
+        torch.set_num_threads(threads)
+        begun = time.perf_counter()
+        self._model = load(self._directory, dtype=getattr(torch, _TYPES[self._precision]))
+        self._load_s = time.perf_counter() - begun
+        self._options = {"threads": str(threads), "dtype": _TYPES[self._precision], "attention": "sdpa"}
+        self.reset()
+
+    def reset(self) -> None:
+        """Empties the KV cache."""
+        self._cache, self._past = None, 0
+
+    def prefill(self, ids: Tokens) -> Logits:
+        """Appends `ids` [B, T] to the cache; logits [B, T, V], or [B, 1, V] with `last_token_only`."""
+        import torch
+
+        with torch.inference_mode():
+            found = self._model(
+                input_ids=torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=self._keep,
+            )
+        self._cache = found.past_key_values
+        self._past += ids.shape[1]
+        logits: Logits = found.logits.float().numpy()
+        return logits
+
+    def decode(self, ids: Tokens) -> Logits:
+        """Appends one token each, `ids` [B, 1]; logits [B, 1, V]."""
+        return self.prefill(ids)

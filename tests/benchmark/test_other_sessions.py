@@ -1,0 +1,129 @@
+"""Checkpoints through torch, and exports through the GenAI pipelines, timed as everything else is."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prune_export.api import export, load
+from prune_export.benchmark.checkpoint_files import CONFIG_NAME, checkpoint_bytes, checkpoint_precision
+from prune_export.benchmark.genai_session import OpenVINOPipeline, OrtPipeline
+from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.run import render_text, run_benchmark
+from prune_export.benchmark.runtimes import find_model
+from prune_export.benchmark.torch_session import TorchSession
+from prune_export.errors import BadInputError
+from prune_export.profiles import load_profile
+from prune_export.target import Workload
+
+HOST = load_profile("host")
+WORKLOAD = Workload(prompt_tokens=8, new_tokens=5, warmup=0, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both formats of the checkpoint, in int8."""
+    output = tmp_path_factory.mktemp("both") / "artifact"
+    export(str(checkpoint), output, format="both", precision="int8")
+    return output
+
+
+@pytest.mark.parametrize("last_token_only", [False, True])
+def test_the_torch_session_computes_what_the_model_computes(checkpoint: Path, last_token_only: bool) -> None:
+    session = TorchSession(checkpoint, precision="fp32", threads=1, last_token_only=last_token_only)
+    session.load()
+    ids = np.random.default_rng(0).integers(0, session.vocab_size, (2, 9))
+    with torch.inference_mode():
+        expected = load(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
+    for _ in range(2):  # a second time after a reset: the cache was emptied
+        first = session.prefill(ids[:, :6])
+        assert first.shape[1] == (1 if last_token_only else 6)
+        found = [first, *(session.decode(ids[:, [at]]) for at in range(6, 9))]
+        wanted = expected[:, -4:] if last_token_only else expected
+        # The same kernels on other shapes: fp32 rounding alone.
+        assert np.allclose(np.concatenate(found, axis=1), wanted, atol=1e-4)
+        session.reset()
+    assert session.options["dtype"] == "float32"
+
+
+def test_a_checkpoint_is_compared_with_its_export(checkpoint: Path, exported: Path) -> None:
+    result = run_benchmark(
+        checkpoint, compare=exported / "openvino", profile=HOST, workload=WORKLOAD, threads=1, rounds=1
+    )
+    ours, theirs = result.measurements
+    assert (ours.runtime, ours.precision, theirs.runtime, theirs.precision) == ("torch", "fp32", "openvino", "int8")
+    assert ours.weights_bytes == checkpoint_bytes(checkpoint / CONFIG_NAME)
+    assert ours.peak_rss_bytes > 0
+    assert {"torch", "transformers"} <= ours.versions.keys()
+    assert "tpot" in render_text(result)
+
+
+def test_an_export_comes_before_the_checkpoint_beside_it(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "checkpoint").symlink_to(checkpoint)
+    (artifact / "openvino").symlink_to(exported / "openvino")
+    assert find_model(artifact).runtime.name == "openvino"
+    assert find_model(artifact / "checkpoint").runtime.name == "torch"
+
+
+def test_the_type_of_a_checkpoint_is_read_off_its_files(checkpoint: Path, tmp_path: Path) -> None:
+    assert checkpoint_precision(checkpoint / CONFIG_NAME) == "fp32"
+    header = json.dumps({"a": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(BadInputError, match="weights of type I8: torch is timed in fp32, bf16, fp16"):
+        checkpoint_precision(tmp_path / CONFIG_NAME)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 9)
+    with pytest.raises(BadInputError, match="is truncated or damaged: a header of"):
+        checkpoint_precision(tmp_path / CONFIG_NAME)
+
+
+def test_what_torch_is_not_timed_in_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="precision int4: torch is timed in fp32, bf16, fp16"):
+        TorchSession(checkpoint, precision="int4").load()
+    with pytest.raises(BadInputError, match='device "cuda": torch is driven on the CPU alone'):
+        TorchSession(checkpoint, precision="fp32", device="cuda").load()
+    (tmp_path / CONFIG_NAME).write_text("{}")
+    with pytest.raises(BadInputError, match="has no safetensors weights"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize(("pipeline", "folder"), [(OpenVINOPipeline, "openvino"), (OrtPipeline, "onnx")])
+def test_pipelines_time_every_token(
+    exported: Path, pipeline: type[OpenVINOPipeline | OrtPipeline], folder: str
+) -> None:
+    opened = pipeline(exported / folder, precision="int8", threads=1)
+    opened.load()
+    assert opened.load_s > 0
+    prompt = np.arange(6)[None]
+    for new_tokens in (2, 7):
+        marks = opened.generate(prompt, new_tokens)
+        assert len(marks) == new_tokens + 1
+        assert all(later > earlier for earlier, later in pairwise(marks))
+
+
+def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: Path) -> None:
+    found = measure_together(
+        [Subject(exported / name, "int8", through="genai") for name in ("openvino", "onnx")],
+        profile=HOST,
+        workload=WORKLOAD,
+        rounds=1,
+        threads=1,
+    )
+    assert [item.runtime for item in found] == ["openvino-genai", "onnxruntime-genai"]
+    for item in found:
+        assert item.runtime in item.versions
+        assert len(item.itl_s) == 4 * len(item.ttft_s) > 0
+        assert item.peak_rss_bytes > 0
+    with pytest.raises(BadInputError, match="batch 2: OpenVINO GenAI streams the tokens of one sequence"):
+        measure_together(
+            [Subject(exported / "openvino", "int8", through="genai")],
+            profile=HOST, workload=Workload(batch=2, prompt_tokens=8, new_tokens=5), rounds=1, threads=1,
+        )  # fmt: skip
+    with pytest.raises(BadInputError, match="is a checkpoint, which no GenAI pipeline runs: export it first"):
+        run_benchmark(checkpoint, profile=HOST, workload=WORKLOAD, through="genai", threads=1)
