@@ -8,7 +8,10 @@ Field names are those of vLLM and optimum-benchmark, seconds throughout:
   (vLLM averages each request first; only the mean is then the same.)
 - `e2e`: the whole request, one sample a repeat.
 
-Each has `mean`, `p50`, `p90`, `p99` and `stdev` (of the sample, n - 1).
+- `decode_tokens_per_s`, `request_tokens_per_s`: all sequences of the batch together; the first without the prompt, the
+  second over the whole request (optimum-benchmark's `decode_throughput` and `generate_throughput`).
+
+Each of the first four has `mean`, `p50`, `p90`, `p99` and `stdev` (of the sample, n - 1).
 """
 
 from __future__ import annotations
@@ -35,6 +38,27 @@ def summary(measurement: Measurement) -> dict[str, dict[str, float]]:
     return {name: _statistics(measurement, metric) for name, metric in METRICS.items()}
 
 
+def throughput(measurement: Measurement) -> dict[str, float]:
+    """New tokens a second of all sequences together: while decoding (`decode`), and over whole requests (`request`)."""
+    work = measurement.workload
+    decode = work.batch / statistics.fmean(measurement.samples("tpot"))
+    return {
+        "decode": decode,
+        "request": work.batch * work.new_tokens / statistics.fmean(measurement.samples("total")),
+    }
+
+
+def throughput_table(measurements: Sequence[Measurement]) -> str:
+    """One row for each artifact and batch size."""
+    rows = [["artifact", "precision", "batch", "tpot p50", "decode tokens/s", "request tokens/s"]]
+    for item, shown in zip(measurements, labels(measurements), strict=True):
+        found = throughput(item)
+        per_token = format_duration(summary(item)["tpot"]["p50"])
+        rates = (f"{found['decode']:.1f}", f"{found['request']:.1f}")
+        rows.append([shown, item.precision, str(item.workload.batch), per_token, *rates])
+    return "\n".join(_align(rows))
+
+
 def text_table(measurements: Sequence[Measurement]) -> str:
     """One block of rows for each measurement, then what was run and where."""
     rows = [["artifact", "precision", "metric", *STATISTICS]]
@@ -52,7 +76,10 @@ def text_table(measurements: Sequence[Measurement]) -> str:
 
 def json_data(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Plain data: the raw measurement and its summary in seconds."""
-    return [{"summary_s": summary(item), "measurement": to_json(item)} for item in measurements]
+    return [
+        {"summary_s": summary(item), "tokens_per_s": throughput(item), "measurement": to_json(item)}
+        for item in measurements
+    ]
 
 
 def csv_text(measurements: Sequence[Measurement]) -> str:
@@ -64,6 +91,7 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
         [
             *("artifact", "precision", "profile", "processor", "threads", "batch", "prompt_tokens", "new_tokens"),
             *(f"{name}_{key}_s" for name, key in figures),
+            *("decode_tokens_per_s", "request_tokens_per_s"),
             *("load_s", "weights_bytes", "peak_rss_bytes", "rss_rise_bytes"),
         ]
     )
@@ -75,6 +103,7 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
                 *(item.artifact, item.precision, item.profile, item.host["processor"], item.threads),
                 *(work.batch, work.prompt_tokens, work.new_tokens),
                 *(f"{values[name][key]:.9g}" for name, key in figures),
+                *(f"{value:.9g}" for value in throughput(item).values()),
                 *(f"{statistics.median(item.load_s):.9g}", item.weights_bytes),
                 *(item.peak_rss_bytes, item.rss_rise_bytes),
             ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
 from prune_export.benchmark.measure import Subject, measure_together
-from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table
+from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.worker import Through
 from prune_export.manifest import MANIFEST, Manifest, Measurement
@@ -28,11 +29,13 @@ class BenchmarkResult:
         measurements: of the artifact, and of the one that it was compared with.
         ratios: "tpot p50", ... to the artifact's latency divided by the other's; empty without a comparison.
         notes: what the reader must know: a shortened prompt, a drifting machine, a host that is not the profile's.
+        batches: the same artifacts at other batch sizes.
     """
 
     measurements: tuple[Measurement, ...]
     ratios: dict[str, PairedRatio] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    batches: tuple[Measurement, ...] = ()
 
 
 def run_benchmark(
@@ -45,6 +48,7 @@ def run_benchmark(
     threads: int = 0,
     rounds: int = 3,
     through: Through = "session",
+    batches: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Measures an artifact, in turns with another one if `compare` is given.
@@ -58,6 +62,7 @@ def run_benchmark(
         threads: 0 takes the profile's.
         rounds: fresh processes for each artifact.
         through: the runtime itself, or its GenAI pipeline.
+        batches: further batch sizes, for the throughput; one process each.
         progress: is told the share done.
 
     Raises:
@@ -78,7 +83,18 @@ def run_benchmark(
         for metric, statistic in _COMPARED
         if len(measured) == 2
     }
-    return BenchmarkResult(tuple(measured), ratios, tuple(notes))
+    other_batches: list[Measurement] = []
+    for batch in batches:
+        other_batches += measure_together(
+            subjects,
+            profile=profile,
+            workload=replace(fitted, batch=batch),
+            rounds=1,
+            threads=threads,
+            sample_memory=False,
+            progress=progress,
+        )
+    return BenchmarkResult(tuple(measured), ratios, tuple(notes), tuple(other_batches))
 
 
 def render_text(result: BenchmarkResult) -> str:
@@ -88,6 +104,8 @@ def render_text(result: BenchmarkResult) -> str:
         first, second = labels(result.measurements)
         lines.append(f"{first} / {second}, paired by round; below 1 {first} is faster:")
         lines += [f"  {name}: {ratio}" for name, ratio in result.ratios.items()]
+    if result.batches:
+        lines.append(throughput_table((*result.measurements, *result.batches)))
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -98,12 +116,13 @@ def render_json(result: BenchmarkResult) -> dict[str, Any]:
         name: {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "per_round": list(ratio.per_round)}
         for name, ratio in result.ratios.items()
     }
-    return {"measurements": json_data(result.measurements), "ratios": ratios, "notes": list(result.notes)}
+    everything = json_data((*result.measurements, *result.batches))
+    return {"measurements": everything, "ratios": ratios, "notes": list(result.notes)}
 
 
 def render_csv(result: BenchmarkResult) -> str:
     """One line a measurement."""
-    return csv_text(result.measurements)
+    return csv_text((*result.measurements, *result.batches))
 
 
 def artifact_precision(directory: Path) -> str:

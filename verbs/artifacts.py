@@ -45,6 +45,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
+    parser.add_argument("--batches", metavar="4,16", help="further batch sizes, for a table of the throughput")
     parser.add_argument(
         "--through",
         choices=("session", "genai"),
@@ -71,6 +72,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         rounds=positive(arguments.processes, "--processes") or 1,
         through=arguments.through,
+        batches=_batches(arguments.batches),
         progress=Progress(quiet=arguments.quiet),
     )
     if "-" not in (arguments.json, arguments.csv):
@@ -78,6 +80,13 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     emit(json.dumps(render_json(result), indent=1), arguments.json)
     emit(render_csv(result).rstrip("\n"), arguments.csv)
     return 0
+
+
+def _batches(text: str | None) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if wrong := [part for part in parts if not part.isdecimal() or int(part) < 1]:
+        raise BadInputError(f'--batches "{wrong[0]}" is no batch size: give whole numbers, e.g. --batches 4,16')
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

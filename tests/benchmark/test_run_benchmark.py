@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prune_export import cli
 from prune_export.benchmark.run import artifact_precision, render_csv, render_json, render_text, run_benchmark
 from prune_export.errors import BadInputError
 from prune_export.manifest import MANIFEST
@@ -35,6 +36,23 @@ def test_two_artifacts_are_compared_and_the_prompt_fits_the_context(tiny_ir: Pat
     data = json.loads(json.dumps(render_json(result)))
     assert len(data["ratios"]["ttft p50"]["per_round"]) == 2
     assert len(render_csv(result).splitlines()) == 3
+
+
+def test_throughput_at_several_batch_sizes(tiny_ir: Path) -> None:
+    result = run_benchmark(
+        tiny_ir, profile=load_profile("host"), workload=Workload(1, 8, 4, 0, 1), threads=1, rounds=1, batches=(2, 3)
+    )
+    assert [item.workload.batch for item in (*result.measurements, *result.batches)] == [1, 2, 3]
+    rows = render_text(result).splitlines()
+    (head,) = (at for at, row in enumerate(rows) if "decode tokens/s" in row)
+    assert [row.split()[2] for row in rows[head + 1 : head + 4]] == ["1", "2", "3"]
+    for data, item in zip(render_json(result)["measurements"], (*result.measurements, *result.batches), strict=True):
+        batch = item.workload.batch
+        assert data["tokens_per_s"]["decode"] == pytest.approx(batch * len(item.itl_s) / sum(item.itl_s))
+        whole = sum(item.samples("total"))
+        assert data["tokens_per_s"]["request"] == pytest.approx(batch * 4 * len(item.ttft_s) / whole)
+    assert len(render_csv(result).splitlines()) == 4
+    assert cli.main(["benchmark", str(tiny_ir), "--batches", "2,x"]) == 2
 
 
 def test_a_host_that_is_not_the_device_is_said(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
