@@ -10,6 +10,7 @@ from prune_export.delivery.preflight import open_job
 from prune_export.delivery.publish import publish
 from prune_export.delivery.request import Job, Request
 from prune_export.delivery.resources import TreeMemory
+from prune_export.delivery.several import driven
 from prune_export.delivery.summary import LOUD_LOSS, Delivery
 from prune_export.delivery.variants import Build, build
 from prune_export.delivery.workshop import Outcome
@@ -41,6 +42,7 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         if not job.measured:
             report.note(f"note: {job.mismatch}: figures are predicted, not measured")
         dense = baseline(job)
+        job = driven(job, dense.variants)
         outcome = decide(job, dense)
         loss = _quality_loss(job, outcome)
         manifest = publish(job, outcome)

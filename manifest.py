@@ -170,6 +170,25 @@ class Round:
 
 
 @dataclass(frozen=True)
+class FurtherTarget:
+    """A target that had to hold beside the one that drove the search.
+
+    Attributes:
+        target: what was asked for.
+        limit, figure: as of the manifest.
+    """
+
+    target: Target
+    limit: float
+    figure: float
+
+    @property
+    def met(self) -> bool:
+        """Within the limit."""
+        return self.figure <= self.limit
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a delivered artifact.
 
@@ -182,7 +201,8 @@ class Manifest:
         dense_parameters: parameters before pruning.
         formats: "openvino", "checkpoint", ...
         precision: weight precision of the delivered IR.
-        target: what was asked for.
+        target: what was asked for; of several targets the one that drove the search.
+        further: the others.
         limit: the limit in the metric's unit; of a measured speed-up, the dense model's figure in the deciding round
             divided by the factor.
         claim: "measured" or "predicted".
@@ -231,6 +251,7 @@ class Manifest:
     parity: ParityRecord
     versions: dict[str, str]
     speedups: tuple[float, ...] = ()
+    further: tuple[FurtherTarget, ...] = field(default=(), metadata=SPARSE)
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0
     peak_tree_phase: str = ""

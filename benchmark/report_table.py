@@ -7,7 +7,6 @@ Field names are those of vLLM and optimum-benchmark, seconds throughout:
 - `tpot`: time per output token. Same samples as `itl`: its percentiles are over tokens, which is what a target limits.
   (vLLM averages each request first; only the mean is then the same.)
 - `e2e`: the whole request, one sample a repeat.
-
 - `decode_tokens_per_s`, `request_tokens_per_s`: all sequences of the batch together; the first without the prompt, the
   second over the whole request (optimum-benchmark's `decode_throughput` and `generate_throughput`).
 

@@ -10,7 +10,7 @@ from prune_export.profiles.latency import LatencyTable
 from prune_export.shape import ModelShape
 
 # int4 weights in groups of 128 carry an fp16 scale and a 4-bit zero point each.
-_WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
+WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
 
 
 class Cost:
@@ -59,4 +59,4 @@ class Cost:
         measurement = self._variant.measurement
         assert measurement is not None, "memory targets are for a measured host"
         removed = self._job.shape.parameters() - shape.parameters()
-        return measurement.peak_rss_bytes - removed * _WEIGHT_BYTES[self._variant.precision]
+        return measurement.peak_rss_bytes - removed * WEIGHT_BYTES[self._variant.precision]

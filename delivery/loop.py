@@ -9,6 +9,7 @@ from prune_export.delivery.bench import ROUNDS, figure, measured, verdict
 from prune_export.delivery.correction import CONFIRMATIONS, Dense, Proposal, Trial, correct_and_confirm
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.several import as_far_off, further, missed, most_excess
 from prune_export.delivery.single import single
 from prune_export.delivery.state import KnownTrial
 from prune_export.delivery.variants import Build
@@ -42,7 +43,10 @@ def decide(job: Job, dense: Build) -> Outcome:
 
 def fastest(job: Job, dense: Build) -> str:
     """The dense precision with the best figure of the target's metric: what needs the least pruning."""
-    speeds = {precision: _dense_figure(job, variant) for precision, variant in dense.variants.items()}
+    if not job.request.further:
+        speeds = {precision: _dense_figure(job, variant) for precision, variant in dense.variants.items()}
+    else:
+        speeds = {precision: most_excess(job, variant) for precision, variant in dense.variants.items()}
     return min(speeds, key=lambda precision: speeds[precision])
 
 
@@ -51,10 +55,20 @@ def _dense_outcome(job: Job, dense: Build) -> Outcome | None:
     assert limit is not None
     figures = {precision: _dense_figure(job, variant) for precision, variant in dense.variants.items()}
     for precision, variant in dense.variants.items():
-        if figures[precision] <= limit:
+        others = further(job, variant, variant)
+        if figures[precision] <= limit and not missed(others):
             predictions = {("dense", key): value for key, value in figures.items()} if not job.measured else None
             variants, parity = tuple(dense.variants.values()), dense.parity[precision]
-            return Outcome(variants, variant, None, parity, limit, figures[precision], predictions=predictions)
+            return Outcome(
+                variants,
+                variant,
+                None,
+                parity,
+                limit,
+                figures[precision],
+                further=others,
+                predictions=predictions,
+            )
     return None
 
 
@@ -68,6 +82,7 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
     workshop = Workshop(job, dense, precision)
     made = workshop.sparse()
     found, base, sparse = chosen.figure, chosen.delivered, made.variants[precision]
+    others = chosen.further
     for again in ("", " once more") if job.measured else ():  # a prediction counts structures, not zeros
         base, sparse = measured(
             job,
@@ -76,10 +91,10 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
             sample_memory=True,
             judged=True,
         )
-        found = figure(job, sparse)
-        if found <= chosen.limit:
+        found, others = figure(job, sparse), further(job, base, sparse)
+        if found <= chosen.limit and not missed(others):
             break
-    if found > chosen.limit:
+    if found > chosen.limit or missed(others):
         raise InfeasibleError(
             f"{target}: dense {precision} meets it, with sparsity {job.request.sparsity} it takes "
             f"{show(target, found)}, the limit is {show(target, chosen.limit)}: ask for more, so that it is pruned, "
@@ -92,6 +107,7 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
         delivered=sparse,
         parity=made.parity[precision],
         figure=found,
+        further=others,
         predictions=predictions and predictions | {("sparse", precision): found},
         finish=workshop.state.forget,
     )
@@ -168,6 +184,9 @@ class _Turns:
         """The closing measurement; after a second miss the plan no longer counts as met."""
         workshop, key = self._workshop, trial.proposal.key
         outcome = workshop.closing(trial.proposal, tuple(self._rounds))
+        base = next(item for item in outcome.variants if (item.name, item.precision) == ("dense", workshop.precision))
+        reached = as_far_off(workshop.job, outcome.further, base, figure=outcome.figure, limit=outcome.limit)
+        outcome = replace(outcome, figure=reached)
         if outcome.figure > outcome.limit:
             again = key not in self._missed
             what = "measuring once more" if again else "going on from there"
@@ -201,12 +220,20 @@ def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: i
         [workshop.baseline, variant],
         title=f"round {number}: measuring against dense {workshop.precision}",
         rounds=ROUNDS,
-        sample_memory=workshop.target.metric == "memory",
+        sample_memory="memory" in {target.metric for target in (workshop.target, *workshop.job.request.further)},
         judged=True,
     )
     found = verdict(workshop.job, base, candidate)
     beside = found.limit * workshop.target.speedup if workshop.target.speedup else figure(workshop.job, base)
-    return KnownTrial(found.figure, found.limit, beside, variant.perplexity)
+    others = further(workshop.job, base, candidate)
+    for item in others:
+        if not item.met:
+            what, limit = show(item.target, item.figure), show(item.target, item.limit)
+            workshop.job.progress.note(
+                f"note: round {number} misses another target: {item.target.metric} {what} > {limit}"
+            )
+    reached = as_far_off(workshop.job, others, base, figure=found.figure, limit=found.limit)
+    return KnownTrial(reached, found.limit, beside, variant.perplexity)
 
 
 def _line(workshop: Workshop, trial: Trial[PrunePlan], number: int) -> str:

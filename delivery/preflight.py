@@ -70,7 +70,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     reason = mismatch(profile, host_fingerprint())
     if reason and request.require_measured:
         raise BadInputError(f"--require-measured: {reason}; run it there, or use --device host")
-    if reason and request.target.metric == "memory":
+    if reason and "memory" in {target.metric for target in (request.target, *request.further)}:
         raise BadInputError(f"--target-memory is measured, never estimated, and {reason}: run it there")
     threads = _threads(request.threads, profile, measured=not reason)
     with progress.phase("checking the model"):

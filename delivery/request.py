@@ -58,6 +58,7 @@ class Request:
     model: str
     device: str
     target: Target
+    further: tuple[Target, ...] = ()
     workload: Workload = Workload()
     output: Path | None = None
     precisions: tuple[str, ...] = ("fp32", "int8")

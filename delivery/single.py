@@ -7,9 +7,13 @@ from dataclasses import replace
 from prune_export.delivery.bench import figure
 from prune_export.delivery.correction import Proposal
 from prune_export.delivery.cost import Cost
+from prune_export.delivery.several import further, missed
 from prune_export.delivery.workshop import Outcome, Workshop, proposal_of, show
 from prune_export.errors import InfeasibleError
+from prune_export.manifest import FurtherTarget
 from prune_export.plan import PrunePlan
+
+_TIGHTER = 0.98
 
 
 def single(workshop: Workshop) -> Outcome:
@@ -29,6 +33,11 @@ def single(workshop: Workshop) -> Outcome:
     outcome = workshop.closing(proposal, ()) if job.measured else _predicted(workshop, proposal)
     if target.metric == "parameters":
         return replace(outcome, limit=target.limit or 0.0, figure=proposal.plan.ratio, speedups=())
+    for item in (item for item in outcome.further if not item.met):
+        raise InfeasibleError(
+            f"the plan gives {item.target.metric} {show(item.target, item.figure)}, the limit is "
+            f"{show(item.target, item.limit)}: remove more, or ask for less"
+        )
     if outcome.figure > outcome.limit:
         raise InfeasibleError(
             f"the plan gives {show(target, outcome.figure)}, the limit is {show(target, outcome.limit)}: "
@@ -54,9 +63,19 @@ def first_proposal(workshop: Workshop) -> Proposal[PrunePlan]:
         if workshop.baseline.measurement is not None:
             budget *= dense_cost / figure(job, workshop.baseline)
     try:
-        return workshop.propose(budget)
+        proposal = workshop.propose(budget)
+        # Other targets may want less than the budget of the one that drives; their costs fall with it.
+        while not job.measured and missed(_further(workshop, proposal)):
+            budget = min(budget, proposal.predicted) * _TIGHTER
+            proposal = workshop.propose(budget)
     except InfeasibleError:
         raise workshop.infeasible(budget) from None
+    return proposal
+
+
+def _further(workshop: Workshop, proposal: Proposal[PrunePlan]) -> tuple[FurtherTarget, ...]:
+    variant = replace(workshop.baseline, shape=proposal.plan.target)
+    return further(workshop.job, workshop.baseline, variant)
 
 
 def _predicted(workshop: Workshop, proposal: Proposal[PrunePlan]) -> Outcome:
@@ -76,5 +95,6 @@ def _predicted(workshop: Workshop, proposal: Proposal[PrunePlan]) -> Outcome:
         parity=pruned.parity[workshop.precision],
         limit=dense_cost / target.speedup if target.speedup is not None else target.limit or 0.0,
         figure=workshop.cost.predict(proposal.plan.target),
+        further=further(workshop.job, workshop.baseline, pruned.variants[workshop.precision]),
         predictions=predictions,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prune_export.benchmark.compare import paired_ratio
 from prune_export.evaluate import provenance
-from prune_export.manifest import REPORT_FILE, Candidate, Manifest
+from prune_export.manifest import REPORT_FILE, Candidate, FurtherTarget, Manifest
 from prune_export.target import Target
 from prune_export.units import format_bytes, format_duration
 
@@ -74,7 +74,17 @@ def claim(manifest: Manifest) -> str:
         text = f"{word}: measured {what} {show(manifest.figure)} <= {show(manifest.limit)}"
     if manifest.speedups:
         text += _paired(manifest, what)
-    return text + _against_dense(manifest)
+    return "\n".join([text, *(_further(item, manifest.claim) for item in manifest.further)]) + _against_dense(manifest)
+
+
+def _further(item: FurtherTarget, word: str) -> str:
+    """The same sentence for a target beside the one that drove the search."""
+    show = format_bytes if item.target.metric == "memory" else format_duration
+    statistic = "" if item.target.metric == "memory" else f" {item.target.statistic}"
+    what = f"{item.target.metric}{statistic} {show(item.figure)}"
+    if word == "predicted":
+        return f"predicted, not measured: {what} {'would meet' if item.met else 'would miss'} {show(item.limit)}"
+    return f"{'met' if item.met else 'not met'}: measured {what} {'<=' if item.met else '>'} {show(item.limit)}"
 
 
 def sparsity_lines(manifest: Manifest) -> list[str]:

@@ -29,6 +29,11 @@ class Verdict:
     speedups: tuple[float, ...] = ()
 
     @property
+    def share(self) -> float:
+        """The figure as a share of the limit."""
+        return self.figure / self.limit
+
+    @property
     def met(self) -> bool:
         """Within the limit."""
         return self.figure <= self.limit

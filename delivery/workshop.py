@@ -11,10 +11,11 @@ from prune_export.delivery.correction import Proposal
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.search import Searcher
+from prune_export.delivery.several import further, missed
 from prune_export.delivery.state import RunState
 from prune_export.delivery.variants import Build, build, compressed
 from prune_export.errors import InfeasibleError
-from prune_export.manifest import ParityRecord, Round
+from prune_export.manifest import FurtherTarget, ParityRecord, Round
 from prune_export.plan import PrunePlan
 from prune_export.target import Target
 from prune_export.units import format_bytes, format_duration
@@ -32,6 +33,7 @@ class Outcome:
         limit: in the metric's unit.
         figure: of the delivered one.
         speedups: of a measured speed-up in each paired round.
+        further: verdicts on the other targets.
         rounds: what the loop tried.
         predictions: predicted latency of each variant by (name, precision), where nothing was measured.
         finish: to be called once the artifact is out: nothing is left to resume.
@@ -44,6 +46,7 @@ class Outcome:
     limit: float
     figure: float
     speedups: tuple[float, ...] = ()
+    further: tuple[FurtherTarget, ...] = ()
     rounds: tuple[Round, ...] = ()
     predictions: dict[tuple[str, str], float] | None = None
     finish: Callable[[], None] | None = None
@@ -132,7 +135,7 @@ class Workshop:
         base, delivered = found["dense", self.precision], found["pruned", self.precision]
         if self.target.speedup is None and self.target.metric != "parameters":
             pruned_ones = [item for item in results if item.name == "pruned"]
-            meeting = [item for item in pruned_ones if verdict(self.job, base, item).met]
+            meeting = [item for item in pruned_ones if self._meets(base, item)]
             delivered = min(meeting, key=lambda item: item.perplexity, default=delivered)
         found_of_it = verdict(self.job, base, delivered)
         return Outcome(
@@ -143,8 +146,12 @@ class Workshop:
             limit=found_of_it.limit,
             figure=found_of_it.figure,
             speedups=found_of_it.speedups,
+            further=further(self.job, base, delivered),
             rounds=rounds,
         )
+
+    def _meets(self, base: Variant, variant: Variant) -> bool:
+        return verdict(self.job, base, variant).met and not missed(further(self.job, base, variant))
 
     def infeasible(self, limit: float) -> InfeasibleError:
         """The error that says how far the model can go, measured where possible, and what quality that costs."""
@@ -184,4 +191,5 @@ def _identity(job: Job, precision: str) -> list[object]:
     return [
         *(job.source_digest, job.calibration.digest, request.search, request.target, job.workload, precision),
         *(job.profile, job.threads, request.seed, request.precisions, request.sparsity),
+        *request.further,
     ]

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks, latency
+from prune_export.delivery import bench, ir_checks
 from prune_export.delivery.ir_worker import perform
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
@@ -58,7 +59,7 @@ def fake_measure_together(
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated device; IRs run in this process, which saves a second a delivery."""
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
     monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
 
 
@@ -115,7 +116,7 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
         return measured
 
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
     undisturbed = deliver(request_).manifest
     monkeypatch.setattr(bench, "measure_together", disturbed)
     manifest = deliver(replace(request_, force=True)).manifest
@@ -380,7 +381,7 @@ def test_a_killed_run_resumes_to_the_same_plan_without_repeating_work(
                 for item, factor in zip(measured, factors, strict=True)]  # fmt: skip
 
     monkeypatch.setattr(bench, "measure_together", noisy)
-    monkeypatch.setattr(latency, "measure_together", noisy)
+    monkeypatch.setattr(stacks, "measure_together", noisy)
     chosen: dict[str, str] = {}
 
     class Stopping(_Interrupting):
@@ -434,7 +435,7 @@ def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Pa
 
 def test_the_report_stands_alone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(latency, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
     delivery: Delivery = deliver(request_)
     page = (delivery.directory / "report.html").read_text(encoding="utf8")
     assert "met: measured tpot p90" in page

@@ -16,7 +16,7 @@ from prune_export.verbs.options import (
     add_target,
     parse_precisions,
     parse_search,
-    parse_target,
+    parse_targets,
     requested_workload,
 )
 
@@ -42,13 +42,14 @@ def add_main(parser: argparse.ArgumentParser) -> None:
 
 
 def run_main(arguments: argparse.Namespace) -> int:
-    target, workload = parse_target(arguments), requested_workload(arguments)
+    (target, *further), workload = parse_targets(arguments), requested_workload(arguments)
     from prune_export.delivery.request import Request
 
     request = Request(
         model=arguments.model,
         device=arguments.device,
         target=target,
+        further=tuple(further),
         workload=workload,
         output=arguments.output,
         precisions=parse_precisions(arguments.precision),

@@ -11,11 +11,14 @@ from prune_export.sparsity import METHODS
 from prune_export.target import Target, Workload, parse_workload
 from prune_export.verbs.command import positive
 
+LATENCIES = ("tpot", "ttft", "total")
+
 
 def add_target(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """What is to be reached; `several` ratios make several plans."""
-    group = parser.add_argument_group("target (one of)")
-    group.add_argument("--target-latency", metavar="40ms", help="limit on --metric")
+    group = parser.add_argument_group("target (one of)" if several else "target (one, or latency and memory together)")
+    limits = "limit on --metric" + ("" if several else ', or on several: "tpot=40ms,ttft=1s"')
+    group.add_argument("--target-latency", metavar="40ms", help=limits)
     group.add_argument("--target-speedup", metavar="1.5x", help="against the dense model in the same precision")
     group.add_argument("--target-memory", metavar="2GiB", help="peak resident memory of the process that runs it")
     group.add_argument(
@@ -25,7 +28,7 @@ def add_target(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
     )
     group.add_argument(
         "--metric",
-        choices=("tpot", "ttft", "total"),
+        choices=LATENCIES,
         default="tpot",
         help="time per output token, time to first token, or both together (default tpot)",
     )
@@ -100,18 +103,65 @@ def add_evaluation(parser: argparse.ArgumentParser, *, whole: bool = False) -> N
     )
 
 
+def parse_targets(arguments: argparse.Namespace) -> tuple[Target, ...]:
+    """One target or several that must hold together: latencies, or a speed-up, and memory.
+
+    Raises:
+        BadInputError: none, some that exclude each other, or one that does not parse.
+    """
+    given = _given(arguments)
+    if set(given) not in ({"latency", "memory"}, {"speedup", "memory"}) and len(given) != 1:
+        raise _not_one(given)
+    found: list[Target] = []
+    for kind in given:
+        found += _latencies(arguments) if kind == "latency" else [_target(arguments, kind)]
+    return tuple(found)
+
+
+def _latencies(arguments: argparse.Namespace) -> list[Target]:
+    """ "40ms" is a limit on --metric; "tpot=40ms,ttft=1s" are several."""
+    text, what = arguments.target_latency, "--target-latency"
+    found: dict[str, Target] = {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        metric = name.strip() if equals else arguments.metric
+        if metric not in LATENCIES:
+            raise BadInputError(f'{what} "{part}": "{metric}" is not one of {", ".join(LATENCIES)}')
+        if metric in found:
+            raise BadInputError(f'{what} "{text}" limits {metric} twice: give one limit for each')
+        found[metric] = Target(metric, units.parse_duration(value, what=what), arguments.statistic)
+    return list(found.values())
+
+
 def parse_target(arguments: argparse.Namespace) -> Target:
-    given = [name for name in ("latency", "speedup", "memory", "ratio") if getattr(arguments, f"target_{name}")]
+    """The one target.
+
+    Raises:
+        BadInputError: none, several, or one that does not parse.
+    """
+    given = _given(arguments)
     if len(given) != 1:
-        found = " and ".join(f"--target-{name}" for name in given) or "none"
-        raise BadInputError(f"one target is needed, got {found}: e.g. --target-latency 40ms or --target-speedup 1.3x")
-    text, what = getattr(arguments, f"target_{given[0]}"), f"--target-{given[0]}"
+        raise _not_one(given)
+    return _target(arguments, given[0])
+
+
+def _given(arguments: argparse.Namespace) -> list[str]:
+    return [name for name in ("latency", "speedup", "memory", "ratio") if getattr(arguments, f"target_{name}")]
+
+
+def _not_one(given: list[str]) -> BadInputError:
+    found = " and ".join(f"--target-{name}" for name in given) or "none"
+    return BadInputError(f"one target is needed, got {found}: e.g. --target-latency 40ms or --target-speedup 1.3x")
+
+
+def _target(arguments: argparse.Namespace, kind: str) -> Target:
+    text, what = getattr(arguments, f"target_{kind}"), f"--target-{kind}"
     metric, statistic = arguments.metric, arguments.statistic
-    if given[0] == "latency":
+    if kind == "latency":
         return Target(metric, units.parse_duration(text, what=what), statistic)
-    if given[0] == "memory":
+    if kind == "memory":
         return Target("memory", float(units.parse_bytes(text, what=what)), statistic)
-    if given[0] == "ratio":
+    if kind == "ratio":
         return Target("parameters", units.parse_share(text, what=what), statistic)
     speedup = units.parse_speedup(text, what=what)
     if speedup <= 1.0:
