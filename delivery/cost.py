@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from prune_export.benchmark.properties import cache_bytes
 from prune_export.delivery.latency import latency_table
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.state import RunState
 from prune_export.delivery.summary import timed_metric
 from prune_export.profiles.latency import LatencyTable
 from prune_export.shape import ModelShape
+from prune_export.target import Workload
 
 # int4 weights in groups of 128 carry an fp16 scale and a 4-bit zero point each.
 WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
+
+
+def footprint(shape: ModelShape, workload: Workload, precision: str) -> float:
+    """Bytes of the weights and of the full KV cache; the runtime's own memory comes on top."""
+    positions = workload.batch * (workload.prompt_tokens + workload.new_tokens)
+    heads = sum(layer.kv_heads for layer in shape.layers)
+    cache = 2 * positions * heads * shape.head_dim * cache_bytes(precision)
+    return shape.parameters() * WEIGHT_BYTES[precision] + cache
 
 
 class Cost:

@@ -90,7 +90,7 @@ def missed(found: Sequence[FurtherTarget]) -> bool:
 
 
 def as_far_off(job: Job, found: Sequence[FurtherTarget], base: Variant, *, figure: float, limit: float) -> float:
-    """The driving target's figure, or what it would be if it missed by as much of the blocks as the worst of the others.
+    """The driving target's figure; if another is missed, what it would be if it missed by as much of the blocks.
 
     The correction then asks for a plan that is smaller by about what the other target needs.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prune_export.benchmark.roofline import roofline_table
+from prune_export.delivery.cost import footprint
 from prune_export.delivery.request import Job
 from prune_export.delivery.search import Searcher
 from prune_export.errors import BadInputError, InfeasibleError
@@ -13,7 +14,7 @@ from prune_export.plan import PrunePlan
 from prune_export.profiles.latency import LatencyTable
 from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError
 from prune_export.shape import LayerShape
-from prune_export.units import format_duration
+from prune_export.units import format_bytes, format_duration
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Planned:
         divergence: predicted KL from the dense model's output in nats a token, where the search predicts it.
         latency_s: predicted for the device, or None where its profile says too little.
         dense_latency_s: the same before.
+        memory_bytes: weights and full KV cache in the first precision.
+        dense_memory_bytes: the same before.
         latency_by: "measured" or "roofline": what the latency table comes from; empty without one.
         front: what was traded for what, where the search looks at several costs at once.
     """
@@ -39,6 +42,8 @@ class Planned:
     divergence: float | None
     latency_s: float | None
     dense_latency_s: float | None
+    memory_bytes: float
+    dense_memory_bytes: float
     latency_by: str
     front: tuple[FrontPoint, ...] = ()
 
@@ -74,6 +79,7 @@ def plan_ratios(
             job.progress.note(f"note: {reason}")
             break
         plan = searcher.made(result)
+        sizes = [footprint(shape, job.workload, job.request.precisions[0]) for shape in (plan.target, job.shape)]
         latencies = [_seconds(job, table, shape.layers, metric) for shape in (plan.target, job.shape)]
         made.append(
             Planned(
@@ -84,6 +90,8 @@ def plan_ratios(
                 divergence=result.divergence,
                 latency_s=latencies[0],
                 dense_latency_s=latencies[1],
+                memory_bytes=sizes[0],
+                dense_memory_bytes=sizes[1],
                 latency_by="" if table is None else table.source,
                 front=result.front,
             )
@@ -92,29 +100,34 @@ def plan_ratios(
 
 
 def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> str:
-    """The front as a table: removed share, predicted latency, calibration perplexity or divergence, file."""
+    """The front as a table: removed share, predicted latency and memory, divergence and perplexity, file."""
     first = planned[0]
     divergence = first.divergence is not None
-    header = ["removed", "parameters", f"~{metric}", "speed", "KL" if divergence else "perplexity", "plan"]
-    dense_score = "0" if divergence else f"{first.dense_perplexity:.4g}"
+    header = ["removed", "parameters", "memory", f"~{metric}", "speed", *(["KL"] if divergence else []), "perplexity"]
+    dense_scores = [*(["0"] if divergence else []), f"{first.dense_perplexity:.4g}"]
+    dense_memory = format_bytes(first.dense_memory_bytes)
     rows = [
-        header,
-        ["0.0%", f"{first.plan.dense.parameters():,}", _duration(first.dense_latency_s), "", dense_score, ""],
+        [*header, "plan"],
+        [
+            *("0.0%", f"{first.plan.dense.parameters():,}", dense_memory, _duration(first.dense_latency_s), ""),
+            *(*dense_scores, ""),
+        ],
     ]
     for item, name in zip(planned, names, strict=True):
         speed = ""
         if item.latency_s is not None and item.dense_latency_s is not None:
             speed = f"{item.dense_latency_s / item.latency_s:.2f}x"
-        score = f"{item.perplexity:.4g}" if item.divergence is None else f"{item.divergence:.4g}"
-        parameters = f"{item.plan.target.parameters():,}"
-        rows.append([f"{item.plan.ratio:.1%}", parameters, _duration(item.latency_s), speed, score, name])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        scores = [*([] if item.divergence is None else [f"{item.divergence:.4g}"]), f"{item.perplexity:.4g}"]
+        size = (f"{item.plan.target.parameters():,}", format_bytes(item.memory_bytes))
+        rows.append([f"{item.plan.ratio:.1%}", *size, _duration(item.latency_s), speed, *scores, name])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + 1)]
     lines = [
         "  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
         for row in rows
     ]
     how = f"latency predicted by {first.latency_by} costs of the device" if first.latency_by else "no latency predicted"
-    return "\n".join([*lines, f"{how}, {'KL' if divergence else 'perplexity'} on the calibration text"])
+    scored = "KL and perplexity" if divergence else "perplexity"
+    return "\n".join([*lines, f"{how}; memory is weights and KV cache; {scored} on the calibration text"])
 
 
 def _table(job: Job) -> LatencyTable | None:
