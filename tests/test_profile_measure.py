@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prune_export import cli
@@ -118,6 +119,18 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["claim"] == "predicted"
     assert manifest["figure"] <= manifest["limit"] == pytest.approx(limit, rel=1e-3)
+    # On the box the claim is measured, whether it holds or not, and written into a copy.
+    capsys.readouterr()
+    measuring = ["benchmark", str(tmp_path / "out"), "--manifest", str(tmp_path / "measured.json"), "--processes", "1"]
+    assert cli.main([*measuring, "--workload", "prompt=8,new=4", "--threads", "1", "--quiet"]) == 0
+    copy = json.loads((tmp_path / "measured.json").read_text())
+    assert copy["claim"] == "measured"
+    (delivered,) = [item for item in copy["candidates"] if item["delivered"]]
+    assert copy["figure"] == pytest.approx(np.percentile(delivered["measurement"]["itl_s"], 90))
+    assert copy["met"] == (copy["figure"] <= copy["limit"])
+    sentence = "met: measured tpot p90" if copy["met"] else "not met: measured tpot p90"
+    assert sentence in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
 
 
 def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from prune_export.errors import BadInputError
 from prune_export.formats import BOTH, FORMATS, PRECISIONS
 from prune_export.progress import Progress
+from prune_export.records import to_json
 from prune_export.verbs.command import check_file, emit, limit_torch, positive
 from prune_export.verbs.options import add_evaluation, requested_workload
 
@@ -52,20 +53,30 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         default="session",
         help="the runtime itself (default), or its GenAI pipeline end to end",
     )
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        help="a copy of the delivery's manifest in which this measurement takes the place of the prediction",
+    )
     parser.add_argument("--json", metavar="FILE", help="raw samples and statistics; - prints them")
     parser.add_argument("--csv", metavar="FILE", help="statistics; - prints them")
 
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
     workload = requested_workload(arguments)
-    for destination in (arguments.json, arguments.csv):
+    for destination in (arguments.json, arguments.csv, arguments.manifest):
         check_file(destination, arguments.force)
+    from prune_export.benchmark.claim import claimed, sentences, with_measurement, workload_of
     from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
     from prune_export.profiles.load import load_profile
 
+    profile = load_profile(arguments.device)
+    manifest = claimed(arguments.directory) if arguments.manifest else None
+    if manifest is not None and not arguments.workload:
+        workload = workload_of(manifest) or workload
     result = run_benchmark(
         arguments.directory,
-        profile=load_profile(arguments.device),
+        profile=profile,
         workload=workload,
         compare=arguments.compare,
         precision=arguments.precision or "",
@@ -77,6 +88,11 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     )
     if "-" not in (arguments.json, arguments.csv):
         print(render_text(result))
+    if manifest is not None:
+        manifest = with_measurement(manifest, result.measurements[0], profile)
+        emit(json.dumps(to_json(manifest), indent=1), arguments.manifest)
+        if "-" not in (arguments.json, arguments.csv, arguments.manifest):
+            print("\n".join(sentences(manifest)))
     emit(json.dumps(render_json(result), indent=1), arguments.json)
     emit(render_csv(result).rstrip("\n"), arguments.csv)
     return 0
