@@ -219,6 +219,7 @@ class Manifest:
         versions: package name to version.
         speedups: of a measured speed-up: dense / delivered in each round of the closing measurement; their median
             decides, and the round that has it is the deciding one.
+        workload: what the claim is about; None in manifests of earlier versions.
         timings_s: phase of the run to seconds.
         peak_tree_bytes: peak resident memory of the run's whole process tree, up to the writing of the manifest.
         peak_tree_phase: the phase of the run that had it.
@@ -252,6 +253,7 @@ class Manifest:
     versions: dict[str, str]
     speedups: tuple[float, ...] = ()
     further: tuple[FurtherTarget, ...] = field(default=(), metadata=SPARSE)
+    workload: Workload | None = field(default=None, metadata=SPARSE)
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0
     peak_tree_phase: str = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from prune_export.errors import BadInputError
 from prune_export.manifest import MANIFEST, FurtherTarget, Manifest, Measurement
 from prune_export.profiles import DeviceProfile
-from prune_export.target import Target, Workload
+from prune_export.target import Target
 from prune_export.units import format_bytes, format_duration
 
 
@@ -26,11 +26,6 @@ def claimed(directory: Path) -> Manifest:
                 "give the dense one with --compare"
             )
     return manifest
-
-
-def workload_of(manifest: Manifest) -> Workload | None:
-    """What the delivery was planned for, if any of its candidates says so."""
-    return next((item.measurement.workload for item in manifest.candidates if item.measurement is not None), None)
 
 
 def with_measurement(manifest: Manifest, measurement: Measurement, profile: DeviceProfile) -> Manifest:

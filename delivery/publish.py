@@ -93,6 +93,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         versions=package_versions(),
         speedups=outcome.speedups,
         further=outcome.further,
+        workload=job.workload,
         timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
         peak_tree_bytes=job.memory.peak_bytes,
         peak_tree_phase=job.memory.peak_phase,

@@ -122,9 +122,10 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     # On the box the claim is measured, whether it holds or not, and written into a copy.
     capsys.readouterr()
     measuring = ["benchmark", str(tmp_path / "out"), "--manifest", str(tmp_path / "measured.json"), "--processes", "1"]
-    assert cli.main([*measuring, "--workload", "prompt=8,new=4", "--threads", "1", "--quiet"]) == 0
+    assert cli.main([*measuring, "--threads", "1", "--quiet"]) == 0
     copy = json.loads((tmp_path / "measured.json").read_text())
     assert copy["claim"] == "measured"
+    assert copy["workload"] == manifest["workload"] == {**vars(Workload()), "prompt_tokens": 8, "new_tokens": 4}
     (delivered,) = [item for item in copy["candidates"] if item["delivered"]]
     assert copy["figure"] == pytest.approx(np.percentile(delivered["measurement"]["itl_s"], 90))
     assert copy["met"] == (copy["figure"] <= copy["limit"])

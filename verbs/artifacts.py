@@ -66,14 +66,14 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     workload = requested_workload(arguments)
     for destination in (arguments.json, arguments.csv, arguments.manifest):
         check_file(destination, arguments.force)
-    from prune_export.benchmark.claim import claimed, sentences, with_measurement, workload_of
+    from prune_export.benchmark.claim import claimed, sentences, with_measurement
     from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
     from prune_export.profiles.load import load_profile
 
     profile = load_profile(arguments.device)
     manifest = claimed(arguments.directory) if arguments.manifest else None
     if manifest is not None and not arguments.workload:
-        workload = workload_of(manifest) or workload
+        workload = manifest.workload or workload
     result = run_benchmark(
         arguments.directory,
         profile=profile,
