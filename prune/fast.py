@@ -28,6 +28,8 @@ from prune_export.prune.sub_blocks import SubBlock, sub_blocks
 from prune_export.shape import LayerShape, ModelShape
 
 _SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
+_SCORING_FLOPS = 4e13
+_OPTIONS = 7  # scored of a layer, about
 _LEAST_BYTES = 64 << 20
 _TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change
 _FEWEST_TOKENS = 2048
@@ -305,6 +307,13 @@ def clearly_better(effect: Effect, other: Effect) -> bool:
 
 
 def _scoring_tokens(shape: ModelShape) -> int:
-    """As many as help, unless their log-probabilities, which are kept, would take more than half of the weights."""
+    """As many as help, unless they cost too much.
+
+    Their log-probabilities, which are kept, are to take no more than half of the weights, and a few options of every
+    sub-block, each through half of the layers and the LM head, no more than about `_SCORING_FLOPS`.
+    """
     room = max(_LEAST_BYTES, 2 * shape.parameters()) // (4 * shape.vocab_size)
-    return max(_FEWEST_SCORING, min(_SCORING_TOKENS, room))
+    head = shape.vocab_size * shape.hidden_size
+    evaluations = _OPTIONS * len(shape.layers)
+    affordable = int(_SCORING_FLOPS / (evaluations * (shape.parameters() + head)))
+    return max(_FEWEST_SCORING, min(_SCORING_TOKENS, room, affordable))

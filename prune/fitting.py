@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from prune_export.prune.closed_form import mean_diagonal, regression
 
+_FIRST = 3  # of RIDGES, the one that is most often best
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
@@ -75,6 +77,22 @@ class Sums:
         return share, 2.0 * share * slope - share * share * curve
 
 
+def climbed(value: Callable[[int], float], *, start: int, last: int) -> int:
+    """Position of a peak of `value` on 0..last, uphill from `start`: too weak and too strong a ridge both cost.
+
+    Where nothing is gained at the start, every position is tried: there is no slope to follow.
+    """
+    best = start
+    if value(start) <= 0.0:
+        return max(range(last + 1), key=value)
+    for step in (1, -1):
+        while 0 <= best + step <= last and value(best + step) > value(best):
+            best += step
+        if best != start:
+            break
+    return best
+
+
 def best_update(fitted: Sums, held: Sums, *, bias: bool) -> Update | None:
     """The update that serves the held-out tokens best, fitted to all of them, or None where no update is better.
 
@@ -86,13 +104,18 @@ def best_update(fitted: Sums, held: Sums, *, bias: bool) -> Update | None:
     """
     if held.count == 0:
         return Update(RIDGES[-1], *fitted.solve(RIDGES[-1], bias=bias), 0.0)
-    best: tuple[float, float, float] | None = None  # gain, ridge, share
-    for ridge in RIDGES:
-        share, gain = held.best_share(*fitted.solve(ridge, bias=bias))
-        if gain > (best[0] if best else 0.0):
-            best = (gain, ridge, share)
-    if best is None:
+    tried: dict[int, tuple[float, float]] = {}  # position of a ridge to (gain, share)
+
+    def gain_at(position: int) -> float:
+        if position not in tried:
+            share, gain = held.best_share(*fitted.solve(RIDGES[position], bias=bias))
+            tried[position] = (gain, share)
+        return tried[position][0]
+
+    best = climbed(gain_at, start=_FIRST, last=len(RIDGES) - 1)
+    gain, share = tried[best]
+    if gain <= 0.0:
         return None
-    gain, ridge, share = best
+    ridge = RIDGES[best]
     weight, shift = (fitted + held).solve(ridge, bias=bias)
     return Update(ridge, share * weight, share * shift, gain)

@@ -38,6 +38,7 @@ from prune_export.prune.sub_blocks import (
 RIDGE = 1e-3  # of the mean diagonal; keeps the solves regular and takes next to nothing from the fit
 ABSORB_RIDGE = 1e-2  # a removed block's output is a weak function of its neighbour's input: easily overfitted
 _BATCH_TOKENS = 2048
+_PROBE_FLOPS, _FEWEST_PROBES = 2e13, 2048  # of all gradients, six operations a parameter and token
 _MLP_ANCHORS = (0.125, 0.5)
 _CARRIED_BYTES = 64 << 20  # more is kept in half the precision
 _FEW_UNITS = 4  # so many sizes or fewer are all scored
@@ -138,7 +139,8 @@ class Scoring:
     @functools.cached_property
     def _roots(self) -> dict[int, torch.Tensor]:
         """Roots of the sub-blocks' Fisher information; an interrupted run that has all scores never asks for them."""
-        probes = spread_windows(self._calibration, PROBE_TOKENS)
+        affordable = int(_PROBE_FLOPS / (6 * self.shape.parameters()))
+        probes = spread_windows(self._calibration, max(_FEWEST_PROBES, min(PROBE_TOKENS, affordable)))
         self.sensitivity_tokens = probes.numel()
         with torch.inference_mode(False):
             return output_sensitivity(self._model, self.blocks, probes)

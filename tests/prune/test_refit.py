@@ -18,7 +18,7 @@ from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan, keep_all
 from prune_export.prune.calibration import shortage
 from prune_export.prune.families import family_of
-from prune_export.prune.fitting import Sums, best_update
+from prune_export.prune.fitting import Sums, best_update, climbed
 from prune_export.prune.refit import refit
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sub_blocks import matrix, sub_blocks
@@ -203,3 +203,21 @@ def test_noise_is_not_fitted() -> None:
         parts[-1].add(*(torch.randn(count, n, generator=generator).double() for n in (20, 3)), torch.ones(count, 1))
     update = best_update(*parts, bias=False)
     assert update is None or update.gain < 0.01 * parts[1].rr
+
+
+@pytest.mark.parametrize("peak", range(8))
+def test_the_ridge_is_climbed_to_not_searched_for(peak: int) -> None:
+    asked: list[int] = []
+
+    def value(position: int) -> float:
+        if position not in asked:
+            asked.append(position)
+        return 10.0 - abs(position - peak)
+
+    assert climbed(value, start=3, last=7) == peak
+    assert len(asked) <= abs(peak - 3) + 3  # what lies on the way, and one beyond on either side
+
+
+def test_without_a_gain_at_the_start_every_ridge_is_tried() -> None:
+    gains = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2, 0.1]
+    assert climbed(gains.__getitem__, start=3, last=7) == 6
