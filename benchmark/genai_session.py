@@ -19,8 +19,6 @@ from prune_export.benchmark.session import Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
 
-_NEVER = 2**31 - 1  # no token: nothing ends a generation early
-
 
 class OpenVINOPipeline:
     """`openvino_genai.LLMPipeline` with its default attention back end.
@@ -141,8 +139,7 @@ class OrtPipeline:
         begun = time.perf_counter()
         config = self._genai.Config(str(folder))
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        overlay = {"eos_token_id": _NEVER, "pad_token_id": _NEVER, "decoder": {"session_options": options}}
-        config.overlay(json.dumps({"model": overlay}))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = self._genai.Model(config)
         self.load_s = time.perf_counter() - begun
         self.options = {name: str(value) for name, value in options.items()}
@@ -156,7 +153,9 @@ class OrtPipeline:
         """
         batch, tokens = prompt.shape
         settings = self._genai.GeneratorParams(self._model)
-        settings.set_search_options(max_length=tokens + new_tokens, batch_size=batch, do_sample=False)
+        length = tokens + new_tokens
+        # Of at least this length too: no token ends it early.
+        settings.set_search_options(min_length=length, max_length=length, batch_size=batch, do_sample=False)
         generator = self._genai.Generator(self._model, settings)
         ids = prompt.astype(np.int32)
         marks = [time.perf_counter()]

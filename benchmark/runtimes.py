@@ -18,7 +18,7 @@ from prune_export.benchmark.checkpoint_files import (
     checkpoint_precision,
 )
 from prune_export.benchmark.onnx_artifact import MODEL_NAME, check_files, onnx_precision, onnx_weights_bytes
-from prune_export.benchmark.session import Session, Tokens
+from prune_export.benchmark.session import Pipeline, Session
 from prune_export.errors import BadInputError
 
 
@@ -28,33 +28,6 @@ class OpenedSession(Session, Protocol):
     @property
     def options(self) -> dict[str, str]:
         """The runtime's options."""
-        ...
-
-
-class Pipeline(Protocol):
-    """Generation end to end, timed token by token."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V, known once loaded."""
-        ...
-
-    @property
-    def load_s(self) -> float:
-        """Seconds that loading took."""
-        ...
-
-    @property
-    def options(self) -> dict[str, str]:
-        """The runtime's options."""
-        ...
-
-    def load(self) -> None:
-        """Reads and compiles the model."""
-        ...
-
-    def generate(self, prompt: Tokens, new_tokens: int) -> list[float]:
-        """Times (s) at the start and after each token, for `prompt` [B, T]."""
         ...
 
 

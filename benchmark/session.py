@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,4 +41,32 @@ class Session(Protocol):
 
     def decode(self, ids: Tokens) -> Logits:
         """Appends one token each, `ids` [B, 1]; logits [B, 1, V]."""
+        ...
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """Generation end to end, timed token by token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, known once loaded."""
+        ...
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that loading took."""
+        ...
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The runtime's options."""
+        ...
+
+    def load(self) -> None:
+        """Reads and compiles the model."""
+        ...
+
+    def generate(self, prompt: Tokens, new_tokens: int) -> list[float]:
+        """Times (s) at the start and after each token, for `prompt` [B, T]."""
         ...

@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prune_export.benchmark.session import Session, Tokens
+from prune_export.benchmark.session import Pipeline, Session, Tokens
 from prune_export.target import Workload
-
-if TYPE_CHECKING:
-    from prune_export.benchmark.runtimes import Pipeline
 
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
@@ -49,7 +45,7 @@ def generate(session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> li
 
     A token counts as there when its id is known: choosing it is part of the latency, as in a server.
     """
-    if not hasattr(session, "prefill"):
+    if isinstance(session, Pipeline):
         return session.generate(prompt, new_tokens)
     session.reset()
     marks = [0.0] * (new_tokens + 1)

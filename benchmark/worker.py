@@ -17,7 +17,8 @@ from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
 if TYPE_CHECKING:
-    from prune_export.benchmark.runtimes import OpenedSession, Pipeline
+    from prune_export.benchmark.runtimes import OpenedSession
+    from prune_export.benchmark.session import Pipeline
 
 Through = Literal["session", "genai"]
 
