@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
     "sparsify": Command(sparsity.DESCRIPTION, sparsity.EPILOG, sparsity.add_arguments, sparsity.run),
     "profile": Command(
         "Lists the device profiles, shows one, describes this machine, or measures it for one model's dimensions.",
-        "examples:\n  prune-export profile show cpu-xeon\n"
+        "example:\n  prune-export profile show cpu-xeon\n"
         "  prune-export profile measure --model ./my-llama -o box.toml\n"
         "  prune-export profile measure --kit ./kit -o box.toml",
         profiles.add_profile,

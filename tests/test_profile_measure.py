@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -95,10 +96,11 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     blocked.mkdir()
     for name in TORCH:
         (blocked / f"{name}.py").write_text("raise ImportError('not installed')")
+    paths = [str(blocked), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = ["profile", "measure", "--kit", str(kit), "-o", str(box), "--threads", "1", "--quiet"]
     code = f"import sys; from prune_export.cli import main; sys.exit(main({command!r}))"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(blocked)}
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": os.pathsep.join(paths)}
     )
     assert result.returncode == 0, result.stderr
     assert "| int8 | TPOT | 1 |" in result.stdout

@@ -17,7 +17,7 @@ from prune_export.export.onnx_quantize import Quantized, dequantize
 from prune_export.prune.projection_pruning import SparsityMethod
 from prune_export.sparsity import SPARSITY_FILE, Pattern
 
-LAYERS, PRODUCTS = 4, 4  # of the checkpoint; of a layer: query, key and value are one, gate and up another
+LAYERS, PRODUCTS = 4, 5  # of the checkpoint; of a layer: query, key and value are one
 
 
 @pytest.fixture(scope="module")
