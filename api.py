@@ -147,7 +147,8 @@ def prune(
     settings = search or SearchSettings()
     tokens: NDArray[np.int64] | None = None
     if plan_file is not None:
-        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+        shape = model_shape(load_config(source))
+        chosen = replayable(plan_file, source_digest(source), shape, uniform=settings.uniform)
         if sparsity is not None:
             check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
         if chosen.compensated or sparsity is not None:

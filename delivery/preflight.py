@@ -79,7 +79,9 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         shape = model_shape(config)
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
-        plan = replayable(request.plan, digest, shape) if request.plan is not None else None
+        plan = None
+        if request.plan is not None:
+            plan = replayable(request.plan, digest, shape, uniform=request.search.uniform)
         request = replace(request, search=request.search.for_model(shape))
         if request.sparsity is not None:
             multiple = profile.width_multiple

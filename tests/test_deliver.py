@@ -243,6 +243,19 @@ def test_ratio_and_memory_targets(request_: Request) -> None:
 
 
 @pytest.mark.usefixtures("simulated")
+def test_a_uniform_delivery_is_a_stock_checkpoint(request_: Request) -> None:
+    search = replace(request_.search, uniform=True, mlp_group=4)
+    delivery = deliver(replace(request_, search=search))
+    manifest = delivery.manifest
+    assert manifest.met
+    assert manifest.shape.common_layer is not None
+    files = {path.name for path in (delivery.directory / "checkpoint").iterdir()}
+    assert not any(name.endswith(".py") for name in files)
+    assert '"model_type": "llama"' in (delivery.directory / "checkpoint" / "config.json").read_text()
+    assert "files as in the manifest" in verify(delivery.directory)
+
+
+@pytest.mark.usefixtures("simulated")
 def test_an_edited_plan_is_replayed(request_: Request, tmp_path: Path) -> None:
     first = deliver(request_)
     plan = PrunePlan.load(first.directory / "plan.json")
