@@ -197,7 +197,7 @@ def export(
     output: Path,
     *,
     format: str = "openvino",
-    precision: str = "int8",
+    precision: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ParityRecord:
@@ -206,8 +206,8 @@ def export(
     Args:
         model: checkpoint directory (dense or pruned), hub id, or "reference".
         output: destination directory.
-        format: "openvino", "onnx", or "both", each in a folder of its own then.
-        precision: weight precision.
+        format: "openvino", "onnx", "both", each in a folder of its own then, or "decilm".
+        precision: weight precision, or None for the format's own: int8, for decilm that of the checkpoint.
         force: replace an existing output.
         progress: where progress goes.
 
@@ -227,7 +227,7 @@ def export(
         for row in rows:
             folder = stage if len(rows) == 1 else stage / row.name
             folder.mkdir(exist_ok=True)
-            records.append(row.write(source, folder, precision, report))
+            records.append(row.write(source, folder, precision or row.default, report))
     return max(records, key=lambda record: record.max_logit_error)
 
 

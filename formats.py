@@ -31,27 +31,29 @@ class Format:
     Attributes:
         name: as the user says it.
         precisions: weight precisions that it has.
+        default: precision where none is asked for; empty for that of the checkpoint.
         write: exports the checkpoint in the first directory to the second one in a precision, behind the parity gate;
             what it raises leaves nothing published.
     """
 
     name: str
     precisions: tuple[str, ...]
+    default: str
     write: Callable[[Path, Path, str, Progress], ParityRecord]
 
 
-def formats_of(text: str, *, precision: str) -> tuple[Format, ...]:
-    """The rows for "openvino", "onnx" or "both".
+def formats_of(text: str, *, precision: str | None) -> tuple[Format, ...]:
+    """The rows for "openvino", "onnx", "both" of these, or "decilm".
 
     Raises:
         BadInputError: unknown, or the precision does not exist in it.
     """
-    names = tuple(FORMATS) if text == BOTH else (text,)
+    names = ("openvino", "onnx") if text == BOTH else (text,)
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise BadInputError(f'format "{text}" is not one of {", ".join((*FORMATS, BOTH))}')
     for name in names:
-        if precision not in FORMATS[name].precisions:
+        if precision is not None and precision not in FORMATS[name].precisions:
             raise BadInputError(
                 f"format {name} has no precision {precision}: use one of {', '.join(FORMATS[name].precisions)}"
             )
@@ -186,6 +188,23 @@ def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratc
         return _expected(checkpoint, scratch)
 
 
+def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+    from prune_export.export.decilm import DTYPES, check_decilm, round_weights, write_decilm
+    from prune_export.export.gate import parity_record
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import load_tokenizer
+    from prune_export.prune.realise import stored_dtype
+
+    checkpoint, tokenizer = load(source), load_tokenizer(source)
+    dtype = DTYPES[precision] if precision else stored_dtype(source)
+    with report.phase("writing the layout"):
+        write_decilm(checkpoint, tokenizer, stage, dtype=dtype)
+    with report.phase("parity of what was written"):
+        round_weights(checkpoint, dtype)
+        errors, tolerance, agreement = check_decilm(checkpoint, stage, prompt=_PROMPT, new_tokens=_GREEDY_TOKENS)
+    return parity_record(errors, tolerance, greedy_tokens=_GREEDY_TOKENS, greedy_agreement=agreement)
+
+
 @contextmanager
 def _beside(stage: Path) -> Iterator[Path]:
     """A folder for what the gate needs, on the same disk as the result, gone afterwards."""
@@ -197,7 +216,8 @@ BOTH = "both"
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("openvino", ("fp32", "int8", "int4"), _openvino),
-        Format("onnx", PRECISIONS, _onnx),
+        Format("openvino", ("fp32", "int8", "int4"), "int8", _openvino),
+        Format("onnx", PRECISIONS, "int8", _onnx),
+        Format("decilm", ("fp32", "fp16", "bf16"), "", _decilm),
     )
 }

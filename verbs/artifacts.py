@@ -16,9 +16,14 @@ from prune_export.verbs.options import add_evaluation, requested_workload
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint, dense or pruned")
     parser.add_argument(
-        "--format", choices=(*FORMATS, BOTH), default="openvino", help="of the artifact (default openvino)"
+        "--format",
+        choices=(*FORMATS, BOTH),
+        default="openvino",
+        help="of the artifact (default openvino); decilm is what vLLM and llama.cpp read of Llamas whose layers differ",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the weights (default int8; for decilm as in the checkpoint)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
 
 
