@@ -49,6 +49,11 @@ def realise(
     return stock_model(pruned) if plan.uniform else pruned
 
 
+def stored_precision(source: Path) -> str:
+    """`stored_dtype` by the name of the precision."""
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(stored_dtype(source), "fp32")
+
+
 def stored_dtype(source: Path) -> torch.dtype:
     """The checkpoint's own weight type: kept weights are unchanged, so nothing is gained by a wider one.
 

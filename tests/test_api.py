@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 
 import prune_export
 from prune_export import api
@@ -17,6 +18,7 @@ from prune_export.delivery.request import Request, SearchSettings
 from prune_export.errors import BadInputError, InfeasibleError
 from prune_export.plan import PrunePlan
 from prune_export.target import Target
+from prune_export.texts import load_text
 
 SEARCH = SearchSettings(mlp_group=16, calibration_windows=2, calibration_length=64)
 
@@ -27,6 +29,11 @@ def test_prune_writes_a_smaller_checkpoint_and_its_plan(checkpoint: Path, text_f
     assert plan.ratio >= 0.2
     assert sum(parameter.numel() for parameter in model.parameters()) == plan.target.parameters()
     assert PrunePlan.load(tmp_path / "out" / "plan.json") == plan
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.library_name, card.data.tags) == ("transformers", ["prune-export", "pruned"])
+    assert f"{plan.ratio:.1%} of {plan.dense.parameters():,} parameters removed" in card.text
+    assert "trust_remote_code=True" in card.text
+    assert load_text(str(text_file), "calibration").digest in card.text
     # The plan and its calibration text give the same weights again.
     again = api.prune(
         str(checkpoint), tmp_path / "again", plan_file=tmp_path / "out" / "plan.json", search=SEARCH,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from prune_export.benchmark.measure import Subject
 from prune_export.deliver import deliver
@@ -29,6 +30,7 @@ from prune_export.manifest import Manifest, Measurement
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.target import Target, Workload
+from prune_export.units import format_bytes, format_duration
 from prune_export.verify import verify
 
 FIXED_S, PER_BYTE_S = 1e-3, 1e-8
@@ -166,7 +168,8 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     assert plan.digest() == delivery.manifest.plan_digest
     assert plan.target == delivery.manifest.shape
     for name in ("openvino/openvino_model.xml", "openvino/openvino_tokenizer.xml", "openvino/openvino_detokenizer.xml",
-                 "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json"):  # fmt: skip
+                 "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json",
+                 "README.md"):  # fmt: skip
         assert name in delivery.manifest.files
     assert "files as in the manifest" in verify(directory)
     assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
@@ -182,6 +185,41 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     (directory / "extra").write_text("x")
     with pytest.raises(BadInputError, match=r"changed: checkpoint/model.safetensors; not listed: extra"):
         verify(directory)
+    with pytest.raises(BadInputError, match="brings its own checkpoint along"):
+        verify(directory, checkpoint="reference")
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"met": true', '"met": false', 1))
+    with pytest.raises(BadInputError, match=r"manifest.json was edited after it was written"):
+        verify(directory)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_the_model_card_has_figures_texts_and_the_command(request_: Request) -> None:
+    delivery = deliver(request_)
+    manifest = delivery.manifest
+    card = ModelCard.load(delivery.directory / "README.md")
+    assert card.data.library_name == "openvino"
+    assert card.data.tags == ["prune-export", "pruned", "openvino", "checkpoint", "int8"]
+    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    dense = manifest.candidates[0]
+    for candidate in (delivered, dense):
+        assert candidate.measurement is not None
+        row = next(line for line in card.text.splitlines() if line.replace("*", "").startswith(
+            f"| {candidate.name} | {candidate.precision} |"))  # fmt: skip
+        assert row.startswith("| **") == candidate.delivered
+        for figure in (
+            format_duration(candidate.measurement.percentile("tpot", "p90")),
+            format_bytes(candidate.measurement.peak_rss_bytes),
+            f"{candidate.parameters:,}",
+            f"{candidate.perplexity:.2f}",
+        ):
+            assert figure in row
+    plan = PrunePlan.load(delivery.directory / "plan.json")
+    for part in (
+        *(manifest.command, manifest.source_digest, manifest.plan_digest, manifest.calibration["digest"]),
+        *(manifest.evaluation["digest"], manifest.versions["openvino"], "processor simulated", f"{plan.ratio:.1%}"),
+    ):
+        assert part in card.text
 
 
 @pytest.mark.usefixtures("simulated")
@@ -358,7 +396,7 @@ def test_an_interruption_at_any_phase_leaves_nothing_half_written(
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("writer", ["copytree", "save_checkpoint", "write_report", "sha256"])
+@pytest.mark.parametrize("writer", ["copytree", "save_checkpoint", "write_report", "file_records"])
 def test_an_interruption_while_the_artifact_is_written_leaves_the_old_one(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:

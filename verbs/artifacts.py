@@ -37,6 +37,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         precision=arguments.precision,
         force=arguments.force,
+        command=arguments.command,
         progress=Progress(quiet=arguments.quiet),
     )
     print(f"exported: {arguments.output} (largest logit error in fp32 {parity.max_logit_error:.1e})")
@@ -135,14 +136,15 @@ def _tokens(text: str | None) -> int | None:
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact, or export")
+    parser.add_argument("--model", metavar="CHECKPOINT", help="that an export was made from: compared with it in torch")
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
     limit_torch(arguments.threads)
     from prune_export.verify import verify
 
-    print(verify(arguments.directory, progress=Progress(quiet=arguments.quiet)))
+    print(verify(arguments.directory, checkpoint=arguments.model, progress=Progress(quiet=arguments.quiet)))
     return 0
 
 

@@ -24,6 +24,7 @@ from prune_export.export.decilm_layout import Block, blocks_of, ffn_multiplier, 
 from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.synthetic import random_model
 from prune_export.shape import LayerShape, ModelShape
+from prune_export.verify import verify
 
 WHOLE = LayerShape(4, 2, 512)
 # Attention and MLP; an MLP alone; an attention whose MLP is the next layer's; nothing.
@@ -267,6 +268,8 @@ def test_the_command_writes_what_was_stored_and_engines_get_attributes(
     assert blocks[0].attention.n_heads_in_group == 2
     assert not hasattr(blocks[0].ffn, "hidden_act")
     assert json.loads(config.to_json_string(use_diff=False))["block_configs"][1]["attention"]["no_op"] is True
+    assert "files as in export.json" in verify(tmp_path / "out")
+    assert "largest logit error 0.0e+00" in verify(tmp_path / "out", checkpoint=str(source))
     with pytest.raises(BadInputError, match="format decilm has no precision int8: use one of fp32, fp16, bf16"):
         api.export(str(source), tmp_path / "no", format="decilm", precision="int8")
     assert not (tmp_path / "no").exists()
