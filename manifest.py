@@ -16,7 +16,7 @@ from prune_export.sparsity import SparsityRecord
 from prune_export.target import Target, Workload
 
 MANIFEST = "manifest.json"
-IR_FOLDER = "openvino"
+IR_FOLDER = "openvino"  # of a delivery for OpenVINO; each format's folder has its name
 CHECKPOINT_FOLDER = "checkpoint"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.html"
@@ -177,7 +177,7 @@ class Manifest:
         source_digest: sha256 over its configuration and weights.
         shape: delivered shape.
         dense_parameters: parameters before pruning.
-        formats: "openvino", "checkpoint", ...
+        formats: "openvino" or "onnx", which was measured, and "checkpoint"; the folders of the same names.
         precision: weight precision of the delivered IR.
         target: what was asked for.
         limit: the limit in the metric's unit; of a measured speed-up, the dense model's figure in the deciding round

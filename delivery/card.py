@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from prune_export.delivery.summary import claim, sparsity_lines, speed, timed_metric
 from prune_export.export.versions import package_versions
 from prune_export.export_record import ExportRecord
-from prune_export.manifest import CHECKPOINT_FOLDER, IR_FOLDER, Candidate, Manifest
+from prune_export.manifest import CHECKPOINT_FOLDER, Candidate, Manifest
 from prune_export.plan import PrunePlan
 from prune_export.profiles.host import host_fingerprint
 from prune_export.shape import LayerShape, ModelShape
@@ -48,10 +48,7 @@ def delivery_card(manifest: Manifest, plan: PrunePlan | None) -> str:
         "## Run it",
         "",
         "```python",
-        "import openvino_genai",
-        "",
-        f'pipeline = openvino_genai.LLMPipeline("{IR_FOLDER}", "CPU")',
-        'print(pipeline.generate("Once upon a time", max_new_tokens=100))',
+        *_RUN[manifest.formats[0]],
         "```",
         "",
         f"`{CHECKPOINT_FOLDER}/` holds the same model for transformers; `prune-export verify .` checks all files.",
@@ -74,7 +71,7 @@ def delivery_card(manifest: Manifest, plan: PrunePlan | None) -> str:
         ),
     ]
     tags = (*_TAGS, *pruned, *manifest.formats, precision)
-    return _front(manifest.source, "openvino", tags) + "\n".join(lines) + "\n"
+    return _front(manifest.source, manifest.formats[0], tags) + "\n".join(lines) + "\n"
 
 
 def export_card(record: ExportRecord) -> str:
@@ -142,6 +139,28 @@ def checkpoint_card(plan: PrunePlan, *, command: str, calibration: Mapping[str, 
     return _front(plan.source, "transformers", (*_TAGS, "pruned")) + "\n".join(lines) + "\n"
 
 
+# From within the artifact's directory.
+_RUN = {
+    "openvino": (
+        "import openvino_genai",
+        "",
+        'pipeline = openvino_genai.LLMPipeline("openvino", "CPU")',
+        'print(pipeline.generate("Once upon a time", max_new_tokens=100))',
+    ),
+    "onnx": (
+        "import onnxruntime_genai",
+        "",
+        'model = onnxruntime_genai.Model("onnx")',
+        "tokenizer, settings = onnxruntime_genai.Tokenizer(model), onnxruntime_genai.GeneratorParams(model)",
+        'prompt = tokenizer.encode("Once upon a time")',
+        "settings.set_search_options(max_length=len(prompt) + 100)",
+        "generator = onnxruntime_genai.Generator(model, settings)",
+        "generator.append_tokens(prompt)",
+        "while not generator.is_done():",
+        "    generator.generate_next_token()",
+        "print(tokenizer.decode(generator.get_sequence(0)))",
+    ),
+}
 _READERS = {
     "openvino": "OpenVINO",
     "onnx": "ONNX Runtime",

@@ -15,11 +15,9 @@ from pathlib import Path
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.table_fit import Stack, fit_costs
+from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
-from prune_export.export.files import MODEL_XML
-from prune_export.export.openvino_ir import export_graph_only
-from prune_export.export.weights import compress
 from prune_export.manifest import Measurement
 from prune_export.profiles.latency import LatencyTable, Phase
 from prune_export.prune.synthetic import random_model
@@ -120,14 +118,9 @@ def _with_heads(layer: LayerShape, heads: int) -> LayerShape:
 
 
 def _stack(job: Job, design: _Design, precision: str) -> Path:
-    base = job.work / "stacks" / design.name.replace(" ", "-")
-    plain, folder = base / "fp32", base / precision
-    plain.mkdir(parents=True)
+    folder = job.work / "stacks" / design.name.replace(" ", "-") / precision
     model = random_model(job.shape.with_layers(design.layers), seed=job.request.seed)
-    export_graph_only(model, plain / MODEL_XML)
+    exporter_of(job.request.format).stack(model, folder, precision, job.profile.int4_group)
     del model
     free_memory()
-    if precision != "fp32":
-        compress(plain, folder, precision=precision, group_size=job.profile.int4_group)
-        shutil.rmtree(plain)
     return folder

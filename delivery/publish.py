@@ -1,4 +1,4 @@
-"""Assembles the artifact's directory: the IR, the checkpoint, the plan, the report, and the manifest last."""
+"""Assembles the artifact's directory: exported model, checkpoint, plan, report, model card, and the manifest last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from prune_export.files import staged
 from prune_export.hashes import file_records
 from prune_export.manifest import (
     CHECKPOINT_FOLDER,
-    IR_FOLDER,
     MANIFEST,
     PLAN_FILE,
     Candidate,
@@ -39,7 +38,7 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
         PruneExportError: the disk refused a write.
     """
     with job.progress.phase("writing the artifact"), staged(job.output, force=job.request.force) as stage:
-        shutil.copytree(outcome.delivered.directory, stage / IR_FOLDER)
+        shutil.copytree(outcome.delivered.directory, stage / job.request.format)
         _checkpoint(job, outcome, stage / CHECKPOINT_FOLDER)
         if outcome.plan is not None:
             outcome.plan.save(stage / PLAN_FILE)
@@ -72,7 +71,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         source_digest=job.source_digest,
         shape=outcome.delivered.shape,
         dense_parameters=job.shape.parameters(),
-        formats=("openvino", "checkpoint"),
+        formats=(request.format, "checkpoint"),
         precision=outcome.delivered.precision,
         target=request.target,
         limit=outcome.limit,

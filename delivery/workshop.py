@@ -184,4 +184,5 @@ def _identity(job: Job, precision: str) -> list[object]:
     return [
         *(job.source_digest, job.calibration.digest, request.search, request.target, job.workload, precision),
         *(job.profile, job.threads, request.seed, request.precisions, request.sparsity),
+        request.format,
     ]

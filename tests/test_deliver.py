@@ -19,6 +19,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.runtimes import find_model
 from prune_export.deliver import deliver
 from prune_export.delivery import bench, ir_checks, latency
 from prune_export.delivery.ir_worker import perform
@@ -26,6 +27,7 @@ from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.summary import Delivery, render
 from prune_export.errors import BadInputError, InfeasibleError, ParityError
+from prune_export.evaluate import evaluate
 from prune_export.manifest import Manifest, Measurement
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
@@ -42,12 +44,13 @@ def fake_measure_together(
     """A device without noise: every token takes a fixed time and a time for each byte of the weights."""
     results = []
     for subject in subjects:
-        weights = (subject.directory / "openvino_model.bin").stat().st_size
+        found = find_model(subject.directory)
+        weights = found.weights_bytes
         seconds = FIXED_S + PER_BYTE_S * weights
         results.append(
             Measurement(
                 artifact=str(subject.directory), profile="host", host={"processor": "simulated", "cores": "1"},
-                runtime="openvino", precision=subject.precision, threads=1, workload=workload,
+                runtime=found.runtime.name, precision=subject.precision, threads=1, workload=workload,
                 ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * (workload.new_tokens - 1),
                 load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
                 rss_rise_bytes=2 * weights, versions={},
@@ -294,6 +297,33 @@ def test_a_uniform_delivery_is_a_stock_checkpoint(request_: Request) -> None:
 
 
 @pytest.mark.usefixtures("simulated")
+def test_onnx_goes_through_the_same_loop(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    delivery = deliver(replace(request_, format="onnx"))
+    manifest = delivery.manifest
+    assert manifest.met
+    assert manifest.rounds
+    assert manifest.formats == ("onnx", "checkpoint")
+    for candidate in manifest.candidates:
+        assert candidate.measurement is not None
+        assert candidate.measurement.runtime == "onnxruntime"
+    dense, pruned = tpot(manifest, "dense", manifest.precision), tpot(manifest, "pruned", manifest.precision)
+    assert 0.93 * dense / 1.2 <= pruned <= dense / 1.2
+    assert {"onnx/model.onnx", "onnx/model.onnx.data", "onnx/genai_config.json", "onnx/tokenizer.json"} <= set(
+        manifest.files
+    )
+    assert not any(name.startswith("openvino/") for name in manifest.files)
+    assert "files as in the manifest" in verify(delivery.directory)
+    # The perplexity in the manifest is the artifact's own, by another way to it.
+    again = evaluate(str(delivery.directory), eval_text=request_.eval_text, tokens=1024, window=256)
+    assert again.through == "onnxruntime"
+    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    assert again.perplexity == pytest.approx(delivered.perplexity, rel=1e-3)
+    assert "LLMPipeline" not in render(delivery, quiet=False)
+    exec("\n".join(delivery.usage))
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.usefixtures("simulated")
 def test_an_edited_plan_is_replayed(request_: Request, tmp_path: Path) -> None:
     first = deliver(request_)
     plan = PrunePlan.load(first.directory / "plan.json")
@@ -345,9 +375,9 @@ def test_this_machine_is_really_measured(request_: Request) -> None:
 def test_a_broken_export_fails_the_gate_and_publishes_nothing(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune_export.delivery import variants
+    from prune_export.delivery import exporters
 
-    export = variants.export_openvino
+    export = exporters.export_openvino
 
     def corrupted(model: Any, tokenizer: Any, directory: Path) -> None:
         export(model, tokenizer, directory)
@@ -357,7 +387,7 @@ def test_a_broken_export_fails_the_gate_and_publishes_nothing(
         weights[middle : middle + 2000] = bytes(2000)
         path.write_bytes(weights)
 
-    monkeypatch.setattr(variants, "export_openvino", corrupted)
+    monkeypatch.setattr(exporters, "export_openvino", corrupted)
     with pytest.raises(ParityError) as caught:
         deliver(request_)
     assert caught.value.exit_code == 4
