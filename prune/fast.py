@@ -243,6 +243,8 @@ class FastSearch:
             other = self._evaluate(choice)
             if clearly_better(other, effect):
                 best, effect = choice, other
+            if isinstance(self._allocator, UniformAllocation):  # its choices have no matrix in common
+                self._plan.keep_only(self._sizes(best))
         return best, effect
 
     def _evaluate(self, choice: NDArray[np.int64]) -> Effect:

@@ -48,6 +48,15 @@ class _Pair:
         )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A choice of options, the harm predicted of it, and how many layers stay in it."""
+
+    harm: float
+    layers: int
+    choice: NDArray[np.int64]
+
+
 class UniformAllocation:
     """`allocation`'s functions for uniform shapes.
 
@@ -90,14 +99,12 @@ class UniformAllocation:
             stays = _plainly(layers, budget)
             if stays is not None:
                 ranked.append((layers.harm(_rows(stays)), len(ranked), pair, layers))
-        found: list[tuple[float, NDArray[np.int64]]] = []
+        found: list[_Found] = []
         for _, _, pair, layers in sorted(ranked, key=lambda item: item[:2])[:_TRIED]:
             for rows in allocate(layers, budget) or []:
-                choice = pair.chosen(rows % 2 == 0)
-                if not any(np.array_equal(choice, known) for _, known in found):
-                    found.append((problem.harm(choice), choice))
-        found.sort(key=lambda item: item[0])
-        return [choice for _, choice in found[:_MOST]] or None
+                stays = rows % 2 == 0
+                found.append(_Found(problem.harm(pair.chosen(stays)), int(stays.sum()), pair.chosen(stays)))
+        return [item.choice for item in _varied(found)] or None
 
     def exchanges(
         self, problem: Problem, chosen: NDArray[np.int64], budget: float, *, most: int
@@ -118,6 +125,17 @@ class UniformAllocation:
                 best = cost, pair.chosen(np.arange(len(extra)) == only)
         assert best is not None, "there is a pair"
         return best[1]
+
+
+def _varied(found: Sequence[_Found]) -> list[_Found]:
+    """A few of the choices, least harm first: the best for each number of layers before the next ones of one number.
+
+    What is predicted of whole layers and of narrow ones is off in different ways, so both should be evaluated.
+    """
+    ordered = sorted(found, key=lambda item: item.harm)
+    best = [item for at, item in enumerate(ordered) if item.layers not in {other.layers for other in ordered[:at]}]
+    others = [item for item in ordered if not any(item is other for other in best)]
+    return sorted([*best, *others][:_MOST], key=lambda item: item.harm)
 
 
 def _layers(blocks: Sequence[SubBlock]) -> list[tuple[int, int]]:
