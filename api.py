@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
+from prune_export.delivery.card import checkpoint_card, write_card
+from prune_export.delivery.exported import describe_export
 from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
@@ -26,7 +28,7 @@ from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
 from prune_export.evaluate import evaluate
 from prune_export.files import check_destination, staged
-from prune_export.formats import formats_of
+from prune_export.formats import STORED, formats_of
 from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
@@ -34,7 +36,7 @@ from prune_export.prune.calibration import shortage
 from prune_export.prune.checkpoint import load, save_checkpoint
 from prune_export.prune.loading import load_config, load_tokenizer, source_digest
 from prune_export.prune.planning import save_front
-from prune_export.prune.realise import realise
+from prune_export.prune.realise import realise, stored_precision
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
 from prune_export.sparsify import sparsify
@@ -65,8 +67,8 @@ def plan(request: Request, *, front_file: Path | None = None, progress: Progress
 
 def _planned(
     request: Request, report: Progress, *, front_file: Path | None = None
-) -> tuple[PrunePlan, NDArray[np.int64]]:
-    """A plan and the calibration tokens that it was made with."""
+) -> tuple[PrunePlan, NDArray[np.int64], dict[str, str]]:
+    """A plan, the calibration tokens that it was made with, and where they come from."""
     with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
@@ -75,7 +77,7 @@ def _planned(
         if front_file is not None and workshop.searcher.front:
             save_front(front_file, workshop.searcher.front, cost_unit=found.cost_unit)
         workshop.state.forget()
-        return found, job.calibration.tokens
+        return found, job.calibration.tokens, job.calibration_text.provenance()
 
 
 def plans(
@@ -119,6 +121,7 @@ def prune(
     calibration: str | None = None,
     seed: int = 42,
     force: bool = False,
+    command: str = "",
     progress: Progress | None = None,
 ) -> PrunePlan:
     """Writes a dense, smaller checkpoint (and its plan.json) to `output`.
@@ -133,6 +136,7 @@ def prune(
         calibration: text for the search, or None for the standard library's.
         seed: of everything random.
         force: replace an existing output.
+        command: the command line, for the model card.
         progress: where progress goes.
 
     Raises:
@@ -146,12 +150,14 @@ def prune(
     source = resolve_source(model)
     settings = search or SearchSettings()
     tokens: NDArray[np.int64] | None = None
+    text: dict[str, str] = {}
     if plan_file is not None:
-        chosen = replayable(plan_file, source_digest(source), model_shape(load_config(source)))
+        shape = model_shape(load_config(source))
+        chosen = replayable(plan_file, source_digest(source), shape, uniform=settings.uniform)
         if sparsity is not None:
             check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
         if chosen.compensated or sparsity is not None:
-            tokens = _replay_tokens(source, chosen, settings, calibration, report)
+            tokens, text = _replay_tokens(source, chosen, settings, calibration, report)
     else:
         request = Request(
             model=model,
@@ -164,7 +170,7 @@ def prune(
             seed=seed,
             force=force,
         )
-        chosen, tokens = _planned(request, report)
+        chosen, tokens, text = _planned(request, report)
     title = "fitting what stays to what goes" if chosen.compensated else "cutting"
     with report.phase(title) as phase:
         smaller = realise(source, chosen, tokens, progress=phase.update)
@@ -176,19 +182,23 @@ def prune(
         if zeros is not None:
             save_report(zeros, stage)
         chosen.save(stage / PLAN_FILE)
+        write_card(stage, checkpoint_card(chosen, command=command, calibration=text))
     return chosen
 
 
 def _replay_tokens(
     source: Path, chosen: PrunePlan, settings: SearchSettings, calibration: str | None, report: Progress
-) -> NDArray[np.int64]:
-    """The calibration tokens that a replayed plan is compensated on, and notes where they are not what they should."""
+) -> tuple[NDArray[np.int64], dict[str, str]]:
+    """The calibration tokens that a replayed plan is compensated on, and where they come from.
+
+    Notes are made where they are not what they should be.
+    """
     text, shape = load_text(calibration, "calibration"), chosen.dense
     made = calibration_tokens(text, load_tokenizer(source), shape, settings, lazy=False)
     for note in (unlike(chosen, made), shortage(made.tokens.size, shape)):
         if note:
             report.note(note)
-    return made.tokens
+    return made.tokens, text.provenance()
 
 
 def export(
@@ -196,8 +206,9 @@ def export(
     output: Path,
     *,
     format: str = "openvino",
-    precision: str = "int8",
+    precision: str | None = None,
     force: bool = False,
+    command: str = "",
     progress: Progress | None = None,
 ) -> ParityRecord:
     """Exports a checkpoint behind the parity gate.
@@ -205,9 +216,10 @@ def export(
     Args:
         model: checkpoint directory (dense or pruned), hub id, or "reference".
         output: destination directory.
-        format: "openvino", "onnx", or "both", each in a folder of its own then.
-        precision: weight precision.
+        format: "openvino", "onnx", "both", each in a folder of its own then, or "decilm".
+        precision: weight precision, or None for the format's own: int8, for decilm that of the checkpoint.
         force: replace an existing output.
+        command: the command line, for the model card.
         progress: where progress goes.
 
     Returns:
@@ -226,8 +238,11 @@ def export(
         for row in rows:
             folder = stage if len(rows) == 1 else stage / row.name
             folder.mkdir(exist_ok=True)
-            records.append(row.write(source, folder, precision, report))
+            chosen = precision or (row.default if row.default != STORED else stored_precision(source))
+            parity = row.write(source, folder, chosen, report)
             carry_report(source, folder)
+            describe_export(folder, source, parity, source=model, format=row.name, precision=chosen, command=command)
+            records.append(parity)
     return max(records, key=lambda record: record.max_logit_error)
 
 

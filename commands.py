@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
         artifacts.run_evaluate,
     ),
     "verify": Command(
-        "Checks an artifact's files against the hashes in its manifest, and its parity.",
+        "Checks a delivery's or an export's files against their hashes, and its parity.",
         "example:\n  prune-export verify ./artifact",
         artifacts.add_verify,
         artifacts.run_verify,

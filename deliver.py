@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prune_export.delivery.bench import measured
+from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.loop import decide
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.publish import publish
@@ -15,9 +16,7 @@ from prune_export.delivery.summary import LOUD_LOSS, Delivery
 from prune_export.delivery.variants import Build, build
 from prune_export.delivery.workshop import Outcome
 from prune_export.errors import InfeasibleError
-from prune_export.export.usage import usage_lines
 from prune_export.files import full_disk_explained
-from prune_export.manifest import IR_FOLDER
 from prune_export.progress import Progress
 from prune_export.prune.loading import load_model, load_tokenizer
 
@@ -48,8 +47,10 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         manifest = publish(job, outcome)
         if outcome.finish is not None:
             outcome.finish()
-    usage = usage_lines(job.output / IR_FOLDER)
-    return Delivery(job.output, manifest, usage, _notes(job, outcome, loss))
+    exporter, folder = exporter_of(request.format), job.output / request.format
+    return Delivery(
+        job.output, manifest, exporter.usage(folder), exporter.server(folder), notes=_notes(job, outcome, loss)
+    )
 
 
 def baseline(job: Job) -> Build:

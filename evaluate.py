@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.errors import BadInputError
-from prune_export.manifest import IR_FOLDER, MANIFEST, Manifest
+from prune_export.manifest import MANIFEST, Manifest
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
 from prune_export.shape import ModelShape
@@ -273,7 +273,8 @@ def _locate(model: str, precision: str | None) -> tuple[Path, Path | None, str]:
     path = Path(model)
     if (path / MANIFEST).is_file():
         manifest = Manifest.load(path)
-        return path / IR_FOLDER, path / IR_FOLDER, manifest.precision
+        folder = path / manifest.formats[0]
+        return folder, folder, manifest.precision
     if any((path / name).is_file() for name in MODEL_FILES):
         from prune_export.benchmark.runtimes import find_model
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prune_export.records import to_json
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64
+STORED = "stored"  # the precision that most of the checkpoint's weights have
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,29 @@ class Format:
     Attributes:
         name: as the user says it.
         precisions: weight precisions that it has.
+        default: precision where none is asked for, or `STORED`.
         write: exports the checkpoint in the first directory to the second one in a precision, behind the parity gate;
             what it raises leaves nothing published.
     """
 
     name: str
     precisions: tuple[str, ...]
+    default: str
     write: Callable[[Path, Path, str, Progress], ParityRecord]
 
 
-def formats_of(text: str, *, precision: str) -> tuple[Format, ...]:
-    """The rows for "openvino", "onnx" or "both".
+def formats_of(text: str, *, precision: str | None) -> tuple[Format, ...]:
+    """The rows for "openvino", "onnx", "both" of these, or "decilm".
 
     Raises:
         BadInputError: unknown, or the precision does not exist in it.
     """
-    names = tuple(FORMATS) if text == BOTH else (text,)
+    names = ("openvino", "onnx") if text == BOTH else (text,)
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise BadInputError(f'format "{text}" is not one of {", ".join((*FORMATS, BOTH))}')
     for name in names:
-        if precision not in FORMATS[name].precisions:
+        if precision is not None and precision not in FORMATS[name].precisions:
             raise BadInputError(
                 f"format {name} has no precision {precision}: use one of {', '.join(FORMATS[name].precisions)}"
             )
@@ -101,10 +104,20 @@ def _compared(expected: _Expected, plain: Path) -> tuple[dict[str, float], float
     return compare(expected.reference, plain, threads=expected.threads)
 
 
-def _scored(stage: Path, expected: _Expected, *, precision: str, name: str, scratch: Path, progress: Progress) -> float:
-    """Share of torch's greedy tokens that the result generates too; its NLL is checked."""
+def _scored(
+    stage: Path,
+    expected: _Expected,
+    compared: tuple[dict[str, float], float],
+    *,
+    precision: str,
+    name: str,
+    scratch: Path,
+    progress: Progress,
+) -> ParityRecord:
+    """What the gate in the delivered precision found; the NLL is checked."""
     from prune_export.delivery.ir_checks import score_ir
     from prune_export.delivery.variants import check_nll
+    from prune_export.export.gate import parity_record
 
     agreement, (nll,) = score_ir(
         stage,
@@ -118,25 +131,32 @@ def _scored(stage: Path, expected: _Expected, *, precision: str, name: str, scra
         scratch=scratch,
     )
     check_nll(nll - expected.nll, precision=precision, name=name)
-    return agreement
+    found = parity_record(*compared, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
+    return replace(
+        found,
+        prompt=_PROMPT,
+        nll_error=nll - expected.nll,
+        continuation=expected.tokens,
+        window_nll=expected.nll,
+    )
 
 
 def _openvino(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
-    from prune_export.export.gate import parity_record
     from prune_export.export.weights import compress
 
     with _beside(stage) as scratch:
         plain = scratch / "fp32"
         expected = _written_openvino(source, plain, scratch, report)
         with report.phase("parity with torch"):
-            errors, tolerance = _compared(expected, plain)
+            compared = _compared(expected, plain)
         with report.phase(f"writing {precision}"):
             if precision == "fp32":
                 shutil.copytree(plain, stage, dirs_exist_ok=True)
             else:
                 compress(plain, stage, precision=precision)
-        agreement = _scored(stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report)
-    return parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
+        return _scored(
+            stage, expected, compared, precision=precision, name=source.name, scratch=scratch, progress=report
+        )
 
 
 def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress) -> _Expected:
@@ -154,18 +174,21 @@ def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress
 
 def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
     from prune_export.export.files import ONNX_RECORD
-    from prune_export.export.gate import parity_record
     from prune_export.export.versions import package_versions
 
     with _beside(stage) as scratch:
         plain = stage if precision == "fp32" else scratch / "fp32"
         expected = _written_onnx(source, plain, stage, precision, scratch, report)
         with report.phase("parity with torch"):
-            errors, tolerance = _compared(expected, plain)
-            agreement = _scored(
-                stage, expected, precision=precision, name=source.name, scratch=scratch, progress=report
+            parity = _scored(
+                stage,
+                expected,
+                _compared(expected, plain),
+                precision=precision,
+                name=source.name,
+                scratch=scratch,
+                progress=report,
             )
-    parity = parity_record(errors, tolerance, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
     record = json.loads((stage / ONNX_RECORD).read_text(encoding="utf8"))
     record |= {"parity": to_json(parity), "versions": package_versions()}
     (stage / ONNX_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
@@ -186,6 +209,24 @@ def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratc
         return _expected(checkpoint, scratch)
 
 
+def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+    from prune_export.export.decilm import DTYPES, check_decilm, round_weights, write_decilm
+    from prune_export.export.gate import parity_record
+    from prune_export.export.parity import greedy_tokens_of
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import load_tokenizer
+
+    checkpoint, tokenizer, dtype = load(source), load_tokenizer(source), DTYPES[precision]
+    with report.phase("writing the layout"):
+        write_decilm(checkpoint, tokenizer, stage, dtype=dtype)
+    with report.phase("parity of what was written"):
+        round_weights(checkpoint, dtype)
+        errors, tolerance, agreement = check_decilm(checkpoint, stage, prompt=_PROMPT, new_tokens=_GREEDY_TOKENS)
+        tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
+    found = parity_record(errors, tolerance, greedy_tokens=_GREEDY_TOKENS, greedy_agreement=agreement)
+    return replace(found, prompt=_PROMPT, continuation=tuple(tokens))
+
+
 @contextmanager
 def _beside(stage: Path) -> Iterator[Path]:
     """A folder for what the gate needs, on the same disk as the result, gone afterwards."""
@@ -197,7 +238,8 @@ BOTH = "both"
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("openvino", ("fp32", "int8", "int4"), _openvino),
-        Format("onnx", PRECISIONS, _onnx),
+        Format("openvino", ("fp32", "int8", "int4"), "int8", _openvino),
+        Format("onnx", PRECISIONS, "int8", _onnx),
+        Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm),
     )
 }

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from prune_export.errors import BadInputError
+from prune_export.hashes import FileRecord, write_sealed
 from prune_export.records import SPARSE, from_json, to_json
 from prune_export.shape import ModelShape
 from prune_export.sparsity import SparsityRecord
 from prune_export.target import Target, Workload
 
 MANIFEST = "manifest.json"
-IR_FOLDER = "openvino"
+IR_FOLDER = "openvino"  # of a delivery for OpenVINO; each format's folder has its name
 CHECKPOINT_FOLDER = "checkpoint"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.html"
@@ -93,14 +94,6 @@ def percentile(samples: tuple[float, ...], percent: float) -> float:
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """One delivered file."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
 class ParityRecord:
     """What the gate before publishing compared.
 
@@ -112,6 +105,8 @@ class ParityRecord:
         greedy_agreement: share of them that equal torch's before the first difference.
         prompt: token ids that they continue.
         nll_error: mean token NLL of the delivered precision minus torch's, on the first held-out window.
+        continuation: torch's greedy continuation, where no checkpoint lies beside the artifact.
+        window_nll: torch's mean token NLL over prompt and continuation, likewise.
     """
 
     max_logit_error: float
@@ -121,6 +116,8 @@ class ParityRecord:
     greedy_agreement: float
     prompt: tuple[int, ...] = ()
     nll_error: float = 0.0
+    continuation: tuple[int, ...] = field(default=(), metadata=SPARSE)
+    window_nll: float = field(default=0.0, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ class Manifest:
         source_digest: sha256 over its configuration and weights.
         shape: delivered shape.
         dense_parameters: parameters before pruning.
-        formats: "openvino", "checkpoint", ...
+        formats: "openvino" or "onnx", which was measured, and "checkpoint"; the folders of the same names.
         precision: weight precision of the delivered IR.
         target: what was asked for; of several targets the one that drove the search.
         further: the others.
@@ -227,6 +224,7 @@ class Manifest:
         sparsity: zeros counted in the delivered checkpoint, where some were asked for.
         samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
+        content_digest: sha256 of this document as it was written.
     """
 
     command: str
@@ -262,10 +260,11 @@ class Manifest:
     samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    content_digest: str = field(default="", compare=False, metadata=SPARSE)
 
     def save(self, directory: Path) -> None:
         """Writes manifest.json."""
-        (directory / MANIFEST).write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf8")
+        write_sealed(directory / MANIFEST, to_json(self))
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:

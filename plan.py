@@ -65,6 +65,7 @@ class PrunePlan:
         calibration_digest: sha256 of the calibration tokens.
         history: the search's steps in order.
         compensated: the weights that stay are fitted again when the plan is made real, on the calibration text.
+        uniform: the layers that stay share one shape, and the model is written as a stock one of its family.
     """
 
     source: str
@@ -76,6 +77,7 @@ class PrunePlan:
     calibration_digest: str
     history: tuple[PlanStep, ...] = ()
     compensated: bool = field(default=False, metadata=SPARSE)
+    uniform: bool = field(default=False, metadata=SPARSE)
 
     def __post_init__(self) -> None:
         if len(self.keep) != len(self.dense.layers):
@@ -84,6 +86,11 @@ class PrunePlan:
             _check_indices(kept.kv_groups, layer.kv_heads, f"layer {index}: kv_groups")
             _check_indices(kept.mlp_channels, layer.mlp_width, f"layer {index}: mlp_channels")
             _check_indices(kept.mixer_units, layer.mixer_width, f"layer {index}: mixer_units")
+        if self.uniform and self.target.common_layer is None:
+            raise ValueError(
+                "the plan says uniform, but its layers differ, or lack an attention or MLP: give all layers the same "
+                "number of kv_groups and mlp_channels, or neither, or set uniform to false"
+            )
 
     @property
     def target(self) -> ModelShape:

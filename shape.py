@@ -140,6 +140,13 @@ class ModelShape:
         return tuple(index for index, layer in enumerate(self.layers) if layer.kv_heads)
 
     @property
+    def common_layer(self) -> LayerShape | None:
+        """The shape of all layers that are not gone whole, where it is one, with attention and MLP; else None."""
+        shapes = {layer for layer in self.layers if layer.kv_heads or layer.mlp_width or layer.mixer_width}
+        only = next(iter(shapes)) if len(shapes) == 1 else None
+        return only if only is not None and only.kv_heads and only.mlp_width and not only.mixer_width else None
+
+    @property
     def mixer_layers(self) -> tuple[int, ...]:
         """The same for state-space mixers."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.mixer_width)

@@ -1,70 +1,168 @@
-"""Checks a delivered artifact: every file against its hash, the logits of its IR against its checkpoint."""
+"""Checks an artifact: its document against itself, every file against its hash, what it computes against what it did.
+
+A delivery brings its checkpoint along, so its logits are compared with torch's.  An export does not: its tokens and its
+NLL are compared with those that torch gave when it was made, or with the checkpoint where that is named.
+"""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prune_export.errors import BadInputError, ParityError
-from prune_export.files import sha256
-from prune_export.manifest import CHECKPOINT_FOLDER, IR_FOLDER, MANIFEST, Manifest
+from prune_export.export_record import EXPORT_FILE, ExportRecord
+from prune_export.hashes import check_files, check_seal
+from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest, ParityRecord
 from prune_export.progress import Progress
 
 _AGREEMENT_SLACK = 0.25
 
 
-def verify(directory: Path, *, progress: Progress | None = None) -> str:
-    """Returns one line of what was checked.
+def verify(directory: Path, *, checkpoint: str | None = None, progress: Progress | None = None) -> str:
+    """Returns a line of what was checked, for exports in several formats one each.
 
-    Parity of an fp32 artifact is its logits' against the checkpoint in torch; a compressed one is compared by its
+    Parity of an fp32 delivery is its logits' against the checkpoint in torch; a compressed one is compared by its
     greedy tokens, whose agreement must not lie well below the manifest's.
 
+    Args:
+        directory: a delivery, an export, or a folder with exports in several formats.
+        checkpoint: that an export was made from: its logits (fp32) or tokens are compared with torch's, too.
+        progress: where progress goes.
+
     Raises:
-        BadInputError: no artifact, or a file is missing, changed or not listed.
-        ParityError: the IR does not compute what the checkpoint computes.
+        BadInputError: no artifact, its document was edited, a file is missing, changed, linked or not listed, or
+            another checkpoint.
+        ParityError: it does not compute what the checkpoint computes.
     """
     report = progress or Progress(quiet=True)
-    manifest = Manifest.load(directory)
+    if (directory / MANIFEST).is_file():
+        if checkpoint is not None:
+            raise BadInputError(f"{directory} brings its own checkpoint along: leave out --model")
+        return _delivery(directory, report)
+    if (directory / EXPORT_FILE).is_file():
+        return _export(directory, checkpoint, report)
+    folders = sorted(path.parent for path in directory.glob(f"*/{EXPORT_FILE}"))
+    if not folders:
+        raise BadInputError(f"{directory} is no artifact of prune-export: it has no {MANIFEST} and no {EXPORT_FILE}")
+    return "\n".join(_export(folder, checkpoint, report) for folder in folders)
+
+
+def _delivery(directory: Path, report: Progress) -> str:
     with report.phase("checking hashes"):
-        _check_files(directory, manifest)
+        check_seal(directory / MANIFEST)
+        manifest = Manifest.load(directory)
+        check_files(directory, manifest.files, besides=MANIFEST)
     with report.phase("checking parity"):
-        parity = _parity(directory, manifest)
+        parity = _delivered_parity(directory, manifest)
     return f"{directory}: {len(manifest.files)} files as in the manifest; {parity}"
 
 
-def _check_files(directory: Path, manifest: Manifest) -> None:
-    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if not path.is_dir()}
-    found.pop(MANIFEST, None)
-    missing = sorted(set(manifest.files) - set(found))
-    extra = sorted(set(found) - set(manifest.files))
-    linked = sorted(name for name, path in found.items() if path.is_symlink())
-    changed = [
-        name
-        for name, record in manifest.files.items()
-        if name in found and name not in linked and sha256(found[name]) != record.sha256
-    ]
-    problems = (("missing", missing), ("changed", changed), ("not listed", extra), ("a symbolic link", linked))
-    text = "; ".join(f"{word}: {', '.join(names)}" for word, names in problems if names)
-    if text:
-        raise BadInputError(f"{directory} is not as its manifest says ({text}): copy or make the artifact again")
-
-
-def _parity(directory: Path, manifest: Manifest) -> str:
+def _delivered_parity(directory: Path, manifest: Manifest) -> str:
     from prune_export.export.parity import check_parity, greedy_agreement
     from prune_export.prune.checkpoint import load
 
     model = load(directory / CHECKPOINT_FOLDER)
-    ir = directory / IR_FOLDER
+    folder = directory / manifest.formats[0]
     if manifest.precision == "fp32":
-        errors, tolerance = check_parity(model, ir)
-        return f"largest logit error {max(errors.values()):.1e} of {tolerance:.0e} allowed"
+        return _logits(*check_parity(model, folder))
     recorded = manifest.parity
     agreement = greedy_agreement(
-        model, ir, precision=manifest.precision, prompt_ids=recorded.prompt, new_tokens=recorded.greedy_tokens
+        model, folder, precision=manifest.precision, prompt_ids=recorded.prompt, new_tokens=recorded.greedy_tokens
     )
+    return _tokens(directory, agreement, recorded)
+
+
+def _export(directory: Path, checkpoint: str | None, report: Progress) -> str:
+    with report.phase("checking hashes"):
+        check_seal(directory / EXPORT_FILE)
+        record = ExportRecord.load(directory)
+        check_files(directory, record.files, besides=EXPORT_FILE)
+    with report.phase("checking parity"):
+        lines = [_own_parity(directory, record)]
+        if checkpoint is not None:
+            lines.append(_parity_with(checkpoint, directory, record))
+    return f"{directory}: {len(record.files)} files as in {EXPORT_FILE}; {'; '.join(lines)}"
+
+
+def _own_parity(directory: Path, record: ExportRecord) -> str:
+    """Tokens and NLL of the export as it is against torch's when it was made."""
+    recorded = record.parity
+    if record.format == "decilm":
+        from prune_export.export.decilm import read_decilm
+        from prune_export.export.parity import greedy_tokens_of
+
+        tokens = greedy_tokens_of(read_decilm(directory), recorded.prompt, new_tokens=len(recorded.continuation))
+        return _tokens(directory, _share(tokens, recorded.continuation), recorded)
+    import numpy as np
+
+    from prune_export.delivery.ir_checks import score_ir
+    from prune_export.delivery.variants import check_nll
+
+    with tempfile.TemporaryDirectory() as scratch:
+        agreement, (nll,) = score_ir(
+            directory,
+            precision=record.precision,
+            prompt=recorded.prompt,
+            expected=recorded.continuation,
+            windows=np.asarray([[*recorded.prompt, *recorded.continuation]], dtype=np.int64),
+            gate_threads=0,
+            score_threads=0,
+            progress=Progress(quiet=True),
+            scratch=Path(scratch),
+        )
+    check_nll(nll - recorded.window_nll, precision=record.precision, name=str(directory))
+    return _tokens(directory, agreement, recorded)
+
+
+def _parity_with(checkpoint: str, directory: Path, record: ExportRecord) -> str:
+    """The export against the checkpoint that it was made from, in torch."""
+    from prune_export.export.parity import check_parity, greedy_tokens_of
+    from prune_export.prune.checkpoint import load
+    from prune_export.prune.loading import source_digest
+    from prune_export.prune.sources import resolve_source
+
+    source = resolve_source(checkpoint)
+    digest = source_digest(source)
+    if digest != record.source_digest:
+        raise BadInputError(
+            f"{checkpoint} (sha256 {digest[:12]}) is not what {directory} was exported from (sha256 "
+            f"{record.source_digest[:12]}): give that checkpoint, or leave out --model"
+        )
+    model = load(source)
+    if record.format == "decilm":
+        return _logits(*_layout_parity(model, directory, record))
+    if record.precision == "fp32":
+        return _logits(*check_parity(model, directory))
+    tokens = greedy_tokens_of(model, record.parity.prompt, new_tokens=len(record.parity.continuation))
+    share = _share(tokens, record.parity.continuation)
+    return f"{share:.0%} of torch's {len(tokens)} tokens are those that were recorded"
+
+
+def _layout_parity(model: Any, directory: Path, record: ExportRecord) -> tuple[dict[str, float], float]:
+    from prune_export.export.decilm import DTYPES, check_decilm, round_weights
+
+    round_weights(model, DTYPES[record.precision])
+    errors, tolerance, _ = check_decilm(model, directory, prompt=record.parity.prompt, new_tokens=1)
+    return errors, tolerance
+
+
+def _logits(errors: dict[str, float], tolerance: float) -> str:
+    return f"largest logit error {max(errors.values()):.1e} of {tolerance:.0e} allowed"
+
+
+def _tokens(directory: Path, agreement: float, recorded: ParityRecord) -> str:
     # Another processor rounds differently, and one early difference ends the count: some slack, not none.
     if agreement < recorded.greedy_agreement - _AGREEMENT_SLACK:
         raise ParityError(
-            f"{directory}: {agreement:.0%} of the greedy tokens equal the checkpoint's, the manifest recorded "
-            f"{recorded.greedy_agreement:.0%}: this host computes something else, make the artifact here"
+            f"{directory}: {agreement:.0%} of the greedy tokens equal the checkpoint's, when it was made "
+            f"{recorded.greedy_agreement:.0%} did: this host computes something else, make the artifact here"
         )
     return f"{agreement:.0%} of {recorded.greedy_tokens} greedy tokens equal the checkpoint's"
+
+
+def _share(tokens: Sequence[int], expected: Sequence[int]) -> float:
+    """Share of the expected tokens before the first different one."""
+    differing = [at for at, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
+    return (differing[0] if differing else len(expected)) / max(1, len(expected))

@@ -40,7 +40,7 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
                     design,
                     folder / str(done),
                     precision=dense.precision,
-                    runtime=job.profile.runtime,
+                    format=job.request.format,
                     group_size=job.profile.int4_group,
                     seed=job.request.seed,
                 )

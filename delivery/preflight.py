@@ -19,6 +19,7 @@ import psutil
 from numpy.typing import NDArray
 
 from prune_export.benchmark.roofline import table_key
+from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
 from prune_export.delivery.resources import TreeMemory, free_memory
 from prune_export.delivery.search import replayable
@@ -64,6 +65,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     Raises:
         BadInputError: anything in the request that cannot work, before any long work.
     """
+    exporter_of(request.format)
     output = (request.output or default_output(request)).absolute()
     check_destination(output, force=request.force)
     profile = load_profile(request.device)
@@ -79,7 +81,9 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         shape = model_shape(config)
         digest = source_digest(source)
         tokenizer = load_tokenizer(source)
-        plan = replayable(request.plan, digest, shape) if request.plan is not None else None
+        plan = None
+        if request.plan is not None:
+            plan = replayable(request.plan, digest, shape, uniform=request.search.uniform)
         request = replace(request, search=request.search.for_model(shape))
         if request.sparsity is not None:
             multiple = profile.width_multiple

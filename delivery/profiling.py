@@ -10,7 +10,7 @@ from prune_export.benchmark.kit import PrecisionTable, measured_precision, profi
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
-from prune_export.delivery.stacks import Design, build_stack, designs, held_out_designs
+from prune_export.delivery.stacks import Design, build_stack, designs, format_for, held_out_designs
 from prune_export.profiles import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
@@ -85,7 +85,7 @@ def built(
             design,
             folder / design.name.replace(" ", "-"),
             precision=ruler.precision,
-            runtime=ruler.profile.runtime,
+            format=format_for(ruler.profile.runtime),
             group_size=ruler.profile.int4_group,
             seed=seed,
         )

@@ -1,4 +1,4 @@
-"""Assembles the artifact's directory: the IR, the checkpoint, the plan, the report, and the manifest last."""
+"""Assembles the artifact's directory: exported model, checkpoint, plan, report, model card, and the manifest last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from prune_export.delivery.card import delivery_card, write_card
 from prune_export.delivery.ir_checks import continuation
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Job, Variant
@@ -14,14 +15,13 @@ from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
 from prune_export.delivery.workshop import Outcome
 from prune_export.export.versions import package_versions
-from prune_export.files import sha256, staged
+from prune_export.files import staged
+from prune_export.hashes import file_records
 from prune_export.manifest import (
     CHECKPOINT_FOLDER,
-    IR_FOLDER,
     MANIFEST,
     PLAN_FILE,
     Candidate,
-    FileRecord,
     Manifest,
 )
 from prune_export.prune.checkpoint import save_checkpoint
@@ -38,7 +38,7 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
         PruneExportError: the disk refused a write.
     """
     with job.progress.phase("writing the artifact"), staged(job.output, force=job.request.force) as stage:
-        shutil.copytree(outcome.delivered.directory, stage / IR_FOLDER)
+        shutil.copytree(outcome.delivered.directory, stage / job.request.format)
         _checkpoint(job, outcome, stage / CHECKPOINT_FOLDER)
         if outcome.plan is not None:
             outcome.plan.save(stage / PLAN_FILE)
@@ -46,12 +46,8 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
         # The report is drawn from the manifest and the manifest lists the report, so the manifest is written twice.
         manifest.save(stage)
         write_report(stage)
-        files = {
-            path.relative_to(stage).as_posix(): FileRecord(sha256(path), path.stat().st_size)
-            for path in sorted(stage.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
-        }
-        manifest = replace(manifest, files=files)
+        write_card(stage, delivery_card(manifest, outcome.plan))
+        manifest = replace(manifest, files=file_records(stage, besides=MANIFEST))
         manifest.save(stage)
     return manifest
 
@@ -75,7 +71,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         source_digest=job.source_digest,
         shape=outcome.delivered.shape,
         dense_parameters=job.shape.parameters(),
-        formats=("openvino", "checkpoint"),
+        formats=(request.format, "checkpoint"),
         precision=outcome.delivered.precision,
         target=request.target,
         limit=outcome.limit,

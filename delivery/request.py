@@ -40,6 +40,7 @@ class Request:
         workload: what is timed.
         output: destination, or None for a fresh directory named after model, device and target.
         precisions: weight precisions that may be delivered, best quality first.
+        format: that is delivered, measured and scored: "openvino" or "onnx".
         search: search settings.
         sparsity: zeros in what is delivered, on top of its structure, or None.
         plan: replay this plan instead of searching.
@@ -62,6 +63,7 @@ class Request:
     workload: Workload = Workload()
     output: Path | None = None
     precisions: tuple[str, ...] = ("fp32", "int8")
+    format: str = "openvino"
     search: SearchSettings = SearchSettings()
     sparsity: Sparsity | None = None
     plan: Path | None = None
@@ -129,9 +131,9 @@ class Variant:
     Attributes:
         name: "dense", "pruned", or "sparse" for the dense model with zeros.
         precision: weight precision.
-        directory: the IR with its tokenizer.
+        directory: the IR or ONNX model with its tokenizer.
         shape: its dimensions.
-        perplexity: held-out perplexity through the IR.
+        perplexity: held-out perplexity through that.
         measurement: its timings, or None where the host is not the device.
     """
 

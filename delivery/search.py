@@ -89,6 +89,7 @@ class Searcher:
             source_digest=self._job.source_digest,
             calibration_digest=self._job.calibration.digest,
             compensated=self._job.request.search.compensated,
+            uniform=self._job.request.search.uniform,
         )
 
     def smallest(self) -> tuple[PrunePlan, float]:
@@ -180,11 +181,17 @@ def unlike(plan: PrunePlan, calibration: CalibrationTokens) -> str:
     )
 
 
-def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:
+def replayable(path: Path, source_digest: str, shape: ModelShape, *, uniform: bool = False) -> PrunePlan:
     """Reads a plan for a model.
 
+    Args:
+        path: of the plan.
+        source_digest: sha256 of the model.
+        shape: of the model.
+        uniform: the plan must be.
+
     Raises:
-        BadInputError: unreadable, made for another model, or no attention is left.
+        BadInputError: unreadable, made for another model, no attention is left, or not uniform.
     """
     plan = PrunePlan.load(path)
     if plan.source_digest != source_digest or plan.dense != shape:
@@ -194,4 +201,6 @@ def replayable(path: Path, source_digest: str, shape: ModelShape) -> PrunePlan:
         )
     if not plan.target.attention_layers:
         raise BadInputError(f"plan {path} leaves no attention: keep at least one KV group in one layer")
+    if uniform and not plan.uniform:
+        raise BadInputError(f"plan {path} is not uniform: make it with plan --uniform, or leave out --uniform")
     return plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.reorder import LayerOrder, identity_orders, importance_orders
 from prune_export.prune.score_file import ScoreFolder
 from prune_export.prune.searching import CostFunction, Report, Search
+from prune_export.prune.stock import heads_fit
 from prune_export.prune.wanda import wanda_orders
 
 _ORDER_NAMES = {"l1": "L1", "wanda": "Wanda", "none": "as they are"}
@@ -85,6 +87,7 @@ def _fast(made: _Ingredients) -> Search:
         mlp_group=made.steps.mlp,
         kv_group=made.steps.kv,
         mixer_group=made.steps.mixer,
+        uniform=partial(heads_fit, made.model.config) if made.job.request.search.uniform else None,
         folder=ScoreFolder(made.journal.path.with_suffix(".scores"), scores),
         progress=made.progress,
     )

@@ -26,6 +26,7 @@ class SearchSettings:
         search: one of `SEARCHES`; unless told MultiPruner with a preset, the fast search without.
         compensate: refit what stays for what goes, or None for the search's default: on for fast and evolve, off for
             the papers' searches and presets.
+        uniform: one MLP width and one number of KV heads for all layers that stay; the fast search can.
         preset: row of the papers' table that distribution and groups are taken from, or None.
         order: importance order of channels and KV groups, one of `ORDERS`.
         distribution: shares of blocks, MLP channels and attention heads in what is removed.
@@ -41,6 +42,7 @@ class SearchSettings:
 
     search: str = ""
     compensate: bool | None = None
+    uniform: bool = False
     preset: str | None = None
     order: str = "l1"
     distribution: tuple[float, float, float] = DISTRIBUTION
@@ -83,6 +85,14 @@ class SearchSettings:
             return ""
         return f"note: {names}: of no effect on --search fast, which decides itself; add --search multipruner"
 
+    def _check_uniform(self, shape: ModelShape) -> None:
+        from prune_export.prune.stock import check_uniform
+
+        if self.search != "fast":
+            by = f"--preset {self.preset}" if self.preset else f"--search {self.search}"
+            raise BadInputError(f"--uniform is planned by --search fast alone, not by {by}: leave out one of them")
+        check_uniform(shape)
+
     def for_model(self, shape: ModelShape) -> SearchSettings:
         """Checked, and with the preset's row filled in for a model.
 
@@ -94,6 +104,8 @@ class SearchSettings:
                 raise BadInputError(f'{what} "{value}"{nearest(value, known)}: use one of {", ".join(known)}')
         if self.calibration_rows and self.calibration_windows:
             raise BadInputError("give either --calibration-windows or --calibration-rows, not both")
+        if self.uniform:
+            self._check_uniform(shape)
         if self.preset is None:
             return self
         from prune_export.prune.presets import preset_named

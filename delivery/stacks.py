@@ -6,21 +6,17 @@ the model's own would lie, in cache or in memory.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from prune_export.benchmark.runtimes import RUNTIMES
 from prune_export.benchmark.stacks import ExportedStack
+from prune_export.delivery.exporters import EXPORTERS, exporter_of
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
-from prune_export.export.files import MODEL_XML
-from prune_export.export.onnx_export import export_onnx
-from prune_export.export.openvino_ir import export_graph_only
-from prune_export.export.weights import compress
 from prune_export.prune.synthetic import random_model
 from prune_export.shape import LayerShape, ModelShape
 
@@ -78,7 +74,7 @@ def held_out_designs(shape: ModelShape, multiple: int, *, count: int, seed: int)
 
 
 def build_stack(
-    shape: ModelShape, design: Design, directory: Path, *, precision: str, runtime: str, group_size: int, seed: int
+    shape: ModelShape, design: Design, directory: Path, *, precision: str, format: str, group_size: int, seed: int
 ) -> ExportedStack:
     """Writes one stack with random weights.
 
@@ -87,38 +83,30 @@ def build_stack(
         design: which blocks.
         directory: where the exported files go; made.
         precision: of the weights.
-        runtime: "openvino" or "onnxruntime".
+        format: of the files, as in `EXPORTERS`.
         group_size: of int4 weights.
         seed: of the weights.
 
     Raises:
-        BadInputError: a family, precision or runtime that cannot be built.
+        BadInputError: a family, precision or format that cannot be built.
     """
-    writer = _WRITERS.get(runtime)
-    if writer is None:
-        raise BadInputError(f"no stacks for runtime {runtime}: use a profile of {' or '.join(_WRITERS)}")
-    directory.mkdir(parents=True)
-    writer(random_model(shape.with_layers(design.layers), seed=seed), directory, precision, group_size)
+    model = random_model(shape.with_layers(design.layers), seed=seed)
+    exporter_of(format).stack(model, directory, precision, group_size)
+    del model
     free_memory()
     return ExportedStack(design.layers, directory)
 
 
-def _openvino(model: Any, directory: Path, precision: str, group_size: int) -> None:
-    plain = directory if precision == "fp32" else directory / "fp32"
-    plain.mkdir(exist_ok=True)
-    export_graph_only(model, plain / MODEL_XML)
-    del model
-    free_memory()
-    if precision != "fp32":
-        compress(plain, directory, precision=precision, group_size=group_size)
-        shutil.rmtree(plain)
+def format_for(runtime: str) -> str:
+    """The format that a profile's runtime runs.
 
-
-def _onnx(model: Any, directory: Path, precision: str, group_size: int) -> None:
-    export_onnx(model, None, directory, precision=precision, block=group_size)
-
-
-_WRITERS: dict[str, Callable[[Any, Path, str, int], None]] = {"openvino": _openvino, "onnxruntime": _onnx}
+    Raises:
+        BadInputError: none that is exported.
+    """
+    known = {row.name: row.format for row in RUNTIMES if row.format in EXPORTERS}
+    if runtime not in known:
+        raise BadInputError(f"no stacks for runtime {runtime}: use a profile of {' or '.join(known)}")
+    return known[runtime]
 
 
 def _random_layer(layer: LayerShape, multiple: int, random: np.random.Generator) -> LayerShape:

@@ -11,6 +11,7 @@ from prune_export.shape import ModelShape
 from prune_export.sparsity import Pattern, Sparsity
 
 _STEPS = 12  # groups that a whole MLP or mixer is cut into by default
+_FINE_STEPS = 64  # the same where a step is taken in every layer at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def search_steps(shape: ModelShape, settings: SearchSettings, multiple: int, spa
     Raises:
         BadInputError: a step that was asked for leaves widths that the pattern does not fit.
     """
-    mlp = settings.mlp_group or default_group(shape, multiple)
+    mlp = settings.mlp_group or default_group(shape, multiple, steps=_FINE_STEPS if settings.uniform else _STEPS)
     if sparsity is None or settings.search == "blockpruner":
         return Steps(mlp, settings.kv_group)
     pattern, layers = sparsity.pattern, shape.layers
@@ -79,11 +80,19 @@ def check_plan(shape: ModelShape, pattern: Pattern) -> None:
                 )
 
 
-def default_group(shape: ModelShape, multiple: int) -> int:
-    """MLP channels removed at once: about a twelfth of the width, in the device's multiple where that fits."""
+def default_group(shape: ModelShape, multiple: int, *, steps: int = _STEPS) -> int:
+    """MLP channels removed at once: about the width's share of a step, in the device's multiple where that fits.
+
+    Args:
+        shape: the dense model.
+        multiple: width that the device likes multiples of, or 0.
+        steps: that the width is cut into, about; the device's multiple is kept while it allows twelve.
+    """
     width = max(layer.mlp_width for layer in shape.layers)
-    step = max(1, width // _STEPS)
-    unit = multiple if multiple and step >= multiple else 1 << max(0, step.bit_length() - 1)
+    step = max(1, width // steps)
+    if multiple and width // _STEPS >= multiple:
+        return max(1, round(step / multiple)) * multiple
+    unit = 1 << max(0, step.bit_length() - 1)
     return max(1, round(step / unit) * unit)
 
 

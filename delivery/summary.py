@@ -21,13 +21,15 @@ class Delivery:
     Attributes:
         directory: where it lies.
         manifest: what it is.
-        usage: lines that run it.
+        usage: lines of Python that run it.
+        server: command that serves it, or nothing.
         notes: what the user should know, a line each.
     """
 
     directory: Path
     manifest: Manifest
     usage: tuple[str, ...]
+    server: str
     notes: tuple[str, ...]
 
 
@@ -45,8 +47,8 @@ def render(delivery: Delivery, *, quiet: bool) -> str:
         ]
     lines += ["", f"calibrated on {provenance(manifest.calibration)}, scored on {provenance(manifest.evaluation)}"]
     lines += ["", f"artifact  {delivery.directory}", f"report    {delivery.directory / REPORT_FILE}"]
-    *python, server = delivery.usage
-    return "\n".join([*lines, "", "run it:", *(f"  {line}" for line in python), "or serve it:", f"  {server}"])
+    lines += ["", "run it:", *(f"  {line}" for line in delivery.usage)]
+    return "\n".join([*lines, *(["or serve it:", f"  {delivery.server}"] if delivery.server else [])])
 
 
 def table(manifest: Manifest) -> str:

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.ir_checks import compare, score_ir
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import ParityError
 from prune_export.evaluate import torch_nll
 from prune_export.export.gate import parity_record
-from prune_export.export.openvino_ir import export_openvino
 from prune_export.export.parity import greedy_tokens_of, torch_reference
-from prune_export.export.weights import compress
-from prune_export.manifest import ParityRecord
+from prune_export.manifest import CHECKPOINT_FOLDER, ParityRecord
 from prune_export.shape import ModelShape
 
 _GREEDY_TOKENS = 128
@@ -69,8 +68,9 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
     prompt = greedy_prompt(job)
     size = job.shape.parameters()
     model, tokenizer, shape = make()
-    with job.progress.phase(f"{name}: exporting to OpenVINO", expected_s=2 + size * _EXPORT_S):
-        export_openvino(model, tokenizer, plain)
+    exporter = exporter_of(job.request.format)
+    with job.progress.phase(f"{name}: exporting to {exporter.title}", expected_s=2 + size * _EXPORT_S):
+        exporter.plain(model, tokenizer, plain)
     with job.progress.phase(f"{name}: parity with torch", expected_s=2 + size * _PARITY_S):
         saved = plain / "reference.npz"
         torch_reference(model).save(saved)
@@ -104,7 +104,11 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
     if precision != "fp32":
         expected_s = 1 + job.shape.parameters() * _COMPRESS_S
         with job.progress.phase(f"{name}: compressing weights to {precision}", expected_s=expected_s):
-            compress(made.plain, directory, precision=precision, group_size=job.profile.int4_group)
+            kept = made.plain.parent / CHECKPOINT_FOLDER  # of a plan; the dense one is the source
+            checkpoint = kept if kept.is_dir() else job.source
+            exporter_of(job.request.format).compressed(
+                made.plain, checkpoint, directory, precision, job.profile.int4_group
+            )
     with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
         agreement, nll = score_ir(
             directory,

@@ -192,4 +192,5 @@ def _identity(job: Job, precision: str) -> list[object]:
         *(job.source_digest, job.calibration.digest, request.search, request.target, job.workload, precision),
         *(job.profile, job.threads, request.seed, request.precisions, request.sparsity),
         *request.further,
+        request.format,
     ]

@@ -9,10 +9,10 @@ from pathlib import Path
 _PROMPT = "Once upon a time"
 
 
-def usage_lines(
+def python_lines(
     directory: Path, *, device: str = "CPU", prompt: str = _PROMPT, new_tokens: int = 100
 ) -> tuple[str, ...]:
-    """Python lines for OpenVINO GenAI, then the command of OpenVINO Model Server (an OpenAI-compatible endpoint).
+    """Python lines for OpenVINO GenAI; they run as they are where openvino-genai is installed.
 
     Args:
         directory: the folder that holds openvino_model.xml; shown as an absolute path.
@@ -20,14 +20,6 @@ def usage_lines(
         prompt: text to continue.
         new_tokens: tokens to generate.
     """
-    python = python_lines(directory, device=device, prompt=prompt, new_tokens=new_tokens)
-    return (*python, server_command(directory, device=device))
-
-
-def python_lines(
-    directory: Path, *, device: str = "CPU", prompt: str = _PROMPT, new_tokens: int = 100
-) -> tuple[str, ...]:
-    """The Python lines alone; they run as they are where openvino-genai is installed."""
     return (
         "import openvino_genai",
         f"pipeline = openvino_genai.LLMPipeline({str(directory.absolute())!r}, {device!r})",
@@ -35,8 +27,23 @@ def python_lines(
     )
 
 
+def onnx_lines(directory: Path, *, prompt: str = _PROMPT, new_tokens: int = 100) -> tuple[str, ...]:
+    """Python lines for ONNX Runtime GenAI; they run as they are where onnxruntime-genai is installed."""
+    return (
+        "import onnxruntime_genai",
+        f"model = onnxruntime_genai.Model({str(directory.absolute())!r})",
+        "tokenizer, settings = onnxruntime_genai.Tokenizer(model), onnxruntime_genai.GeneratorParams(model)",
+        f"prompt = tokenizer.encode({prompt!r})",
+        f"settings.set_search_options(max_length=len(prompt) + {new_tokens})",
+        "generator = onnxruntime_genai.Generator(model, settings)",
+        "generator.append_tokens(prompt)",
+        "while not generator.is_done(): generator.generate_next_token()",
+        "print(tokenizer.decode(generator.get_sequence(0)))",
+    )
+
+
 def server_command(directory: Path, *, device: str = "CPU", port: int = 8000) -> str:
-    """The command line of OpenVINO Model Server for the artifact, ready for a shell."""
+    """The command line of OpenVINO Model Server (an OpenAI-compatible endpoint), ready for a shell."""
     path = directory.absolute()
     name = "-".join(re.findall(r"[A-Za-z0-9._]+", path.name)) or "model"
     words = ("ovms", "--model_path", str(path), "--model_name", name, "--task", "text_generation")

@@ -10,6 +10,7 @@ interactions are then taken in by exchanging options until no change of one or t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,24 @@ class Problem:
     def harm(self, chosen: NDArray[np.int64]) -> float:
         """Predicted divergence of a choice [blocks] of options."""
         return float(self.gram[np.ix_(chosen, chosen)].sum())
+
+
+class Allocator(Protocol):
+    """Allocates budgets; this module is one, `uniform.UniformAllocation` another."""
+
+    def allocate(self, problem: Problem, budget: float) -> list[NDArray[np.int64]] | None:
+        """Choices whose cost is at most `budget`, best first; None when there is none."""
+        ...
+
+    def exchanges(
+        self, problem: Problem, chosen: NDArray[np.int64], budget: float, *, most: int
+    ) -> list[NDArray[np.int64]]:
+        """Choices near `chosen` that may be better than it."""
+        ...
+
+    def cheapest(self, problem: Problem) -> NDArray[np.int64]:
+        """The choice of least cost that leaves a model."""
+        ...
 
 
 def allocate(problem: Problem, budget: float) -> list[NDArray[np.int64]] | None:

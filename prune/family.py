@@ -73,6 +73,7 @@ class Family:
         position_offset: rows of the table of learned positions beyond the longest sequence.
         activation: name of the MLP's activation, beside its projections.
         width_setting: configuration name of the MLP width.
+        uniform: its stock configuration says head width, heads and MLP width apart, so that fewer of them need no code.
         one_kv_head_each: the family knows no grouped KV heads, and its head width is hidden size / heads.
         heads: how the rows of q, k and v lie.
         mlp_layout: how the MLP's input projections lie.
@@ -113,6 +114,7 @@ class Family:
     position_offset: int = 0
     activation: str = "act_fn"
     width_setting: str = "intermediate_size"
+    uniform: bool = False
     one_kv_head_each: bool = False
     heads: HeadLayout = "separate"
     mlp_layout: MlpLayout = "separate"

@@ -15,6 +15,7 @@ ROWS = (
         pruned_model_class="PruneLlamaForCausalLM",
         llama_like=True,
         bias_flags={"attention_bias": ("q", "k", "v", "o"), "mlp_bias": _GATED},
+        uniform=True,
     ),
     Family(
         name="mistral",
@@ -23,6 +24,7 @@ ROWS = (
         pruned_config_class="PruneMistralConfig",
         pruned_model_class="PruneMistralForCausalLM",
         llama_like=True,
+        uniform=True,
     ),
     Family(
         name="qwen2",
@@ -32,6 +34,7 @@ ROWS = (
         pruned_model_class="PruneQwen2ForCausalLM",
         llama_like=True,
         fixed_biases=("q", "k", "v"),
+        uniform=True,
     ),
     Family(
         name="qwen3",
@@ -41,6 +44,7 @@ ROWS = (
         pruned_model_class="PruneQwen3ForCausalLM",
         bias_flags={"attention_bias": ("q", "k", "v", "o")},
         head_norms=2,
+        uniform=True,
     ),
     Family(
         name="phi3",
@@ -64,6 +68,7 @@ ROWS = (
         attention_post_norm="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm",
         mlp_post_norm="post_feedforward_layernorm",
+        uniform=True,
     ),
     Family(
         name="gpt_neox",

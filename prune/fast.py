@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from prune_export.plan import PlanStep
-from prune_export.prune.allocation import Problem, allocate, cheapest, exchanges
+from prune_export.prune import allocation
+from prune_export.prune.allocation import Allocator, Problem
 from prune_export.prune.calibration import spread_windows
 from prune_export.prune.compensated import CompensatedPlan
 from prune_export.prune.divergence import Effect
@@ -25,6 +26,7 @@ from prune_export.prune.scoring import BlockScores, Scoring
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sub_blocks import SubBlock, sub_blocks
+from prune_export.prune.uniform import UniformAllocation
 from prune_export.shape import LayerShape, ModelShape
 
 _SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
@@ -51,11 +53,12 @@ class FastSearch:
         mlp_group: step of the MLP widths that may be chosen.
         kv_group: step of the KV-head counts.
         mixer_group: step of the units of state-space mixers; a twelfth of them unless told.
+        uniform: where all layers that stay are to have one shape: whether its configuration takes so many KV heads.
         folder: keeps the scores.
         progress: called with (done, total, detail) while scoring.
 
     Raises:
-        BadInputError: no usable tokens, or activations that are not finite.
+        BadInputError: no usable tokens, activations that are not finite, or no uniform shape of the model's layers.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class FastSearch:
         mlp_group: int = 1,
         kv_group: int = 1,
         mixer_group: int | None = None,
+        uniform: Callable[[int], bool] | None = None,
         folder: ScoreFolder,
         progress: Callable[[float, float, str], None] | None = None,
     ) -> None:
@@ -86,6 +90,9 @@ class FastSearch:
         self._plan = CompensatedPlan(self._scoring, self._scores, folder)
         self._tokens = {"scoring": scoring.numel(), "calibration": calibration.numel()}
         self._options = self._make_options()
+        self._allocator: Allocator = allocation
+        if uniform is not None:
+            self._allocator = UniformAllocation(self._options, self._scoring.blocks, fits=uniform)
         self._evaluations = 0
 
     @property
@@ -208,7 +215,7 @@ class FastSearch:
         """Choices whose real cost is within the budget, should it not quite be the sum of its parts."""
         allowed = budget - dense_cost
         for _ in range(_TIGHTER):
-            found = allocate(problem, allowed)
+            found = self._allocator.allocate(problem, allowed)
             if found is None:
                 return None
             over = max(self._cost(self._layers(choice)) for choice in found) - budget
@@ -227,7 +234,7 @@ class FastSearch:
         """The best of a few choices by real evaluations; another than the predicted one only beyond its noise."""
         around = [
             choice
-            for choice in exchanges(problem, found[0], allowed, most=_EXCHANGES)
+            for choice in self._allocator.exchanges(problem, found[0], allowed, most=_EXCHANGES)
             if self._cost(self._layers(choice)) <= allowed + self._cost(self._dense.layers)
         ]
         best, effect = found[0], self._evaluate(found[0])
@@ -238,6 +245,8 @@ class FastSearch:
             other = self._evaluate(choice)
             if clearly_better(other, effect):
                 best, effect = choice, other
+            if isinstance(self._allocator, UniformAllocation):  # its choices have no matrix in common
+                self._plan.keep_only(self._sizes(best))
         return best, effect
 
     def _evaluate(self, choice: NDArray[np.int64]) -> Effect:
@@ -249,7 +258,7 @@ class FastSearch:
         return {self._scores[position].index: size for position, size in (self._options[at] for at in choice)}
 
     def _infeasible(self, problem: Problem, budget: float) -> SearchInfeasibleError:
-        smallest = cheapest(problem)
+        smallest = self._allocator.cheapest(problem)
         layers, effect = self._layers(smallest), self._evaluate(smallest)
         cost = self._cost(layers)
         perplexity = math.exp(min(700.0, self._scoring.dense_nll + effect.divergence))
@@ -291,6 +300,7 @@ class FastSearch:
 
     def _method(self) -> str:
         groups = f"MLP widths in steps of {self._groups['mlp']}, KV heads of {self._groups['attention']}"
+        groups += ", one shape for all layers" if isinstance(self._allocator, UniformAllocation) else ""
         return (
             f"fast search: divergence on {self._tokens['scoring']} tokens, moments of {self._tokens['calibration']}, "
             f"{groups}"

@@ -12,7 +12,13 @@ from prune_export.records import to_json
 
 
 def make_plan(
-    result: SearchResult, *, source: str, source_digest: str, calibration_digest: str, compensated: bool = False
+    result: SearchResult,
+    *,
+    source: str,
+    source_digest: str,
+    calibration_digest: str,
+    compensated: bool = False,
+    uniform: bool = False,
 ) -> PrunePlan:
     """The plan of a result: the heads of the importance orders as ascending indices into the dense model.
 
@@ -22,6 +28,7 @@ def make_plan(
         source_digest: sha256 of the model.
         calibration_digest: sha256 of the calibration tokens.
         compensated: what stays is to be fitted to what goes.
+        uniform: the result is uniform, and the model is to be written as a stock one.
     """
     keep = tuple(
         order.kept(layer, dense)
@@ -37,6 +44,7 @@ def make_plan(
         calibration_digest=calibration_digest,
         history=result.history,
         compensated=compensated,
+        uniform=uniform,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from prune_export.plan import PrunePlan
 from prune_export.prune.loading import load_model, weight_files
 from prune_export.prune.refit import refit
+from prune_export.prune.stock import stock_model
 from prune_export.prune.surgery import prune_model
 
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,6 +30,8 @@ def realise(
 ) -> Any:
     """The physically smaller model of a plan, in fp32; fitted weights are rounded to the source's stored precision.
 
+    A uniform plan gives a model of its family's stock class.
+
     Args:
         source: directory of the dense checkpoint.
         plan: of that model.
@@ -36,14 +39,19 @@ def realise(
         progress: called with (done, total, detail).
 
     Raises:
-        BadInputError: as `load_model` and `prune_model`, or activations that are not finite.
+        BadInputError: as `load_model`, `prune_model` and `stock_model`, or activations that are not finite.
     """
     dense = load_model(source)
     pruned = prune_model(dense, plan)
     if plan.compensated:
         assert tokens is not None, "a compensated plan needs calibration tokens"
         refit(dense, pruned, torch.as_tensor(tokens).long(), stored=stored_dtype(source), progress=progress)
-    return pruned
+    return stock_model(pruned) if plan.uniform else pruned
+
+
+def stored_precision(source: Path) -> str:
+    """`stored_dtype` by the name of the precision."""
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(stored_dtype(source), "fp32")
 
 
 def stored_dtype(source: Path) -> torch.dtype:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.runtimes import find_model
 from prune_export.deliver import deliver
 from prune_export.delivery import bench, ir_checks
 from prune_export.delivery.ir_worker import perform
@@ -26,10 +28,12 @@ from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.summary import Delivery, render
 from prune_export.errors import BadInputError, InfeasibleError, ParityError
+from prune_export.evaluate import evaluate
 from prune_export.manifest import Manifest, Measurement
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.target import Target, Workload
+from prune_export.units import format_bytes, format_duration
 from prune_export.verify import verify
 
 FIXED_S, PER_BYTE_S = 1e-3, 1e-8
@@ -41,12 +45,13 @@ def fake_measure_together(
     """A device without noise: every token takes a fixed time and a time for each byte of the weights."""
     results = []
     for subject in subjects:
-        weights = (subject.directory / "openvino_model.bin").stat().st_size
+        found = find_model(subject.directory)
+        weights = found.weights_bytes
         seconds = FIXED_S + PER_BYTE_S * weights
         results.append(
             Measurement(
                 artifact=str(subject.directory), profile="host", host={"processor": "simulated", "cores": "1"},
-                runtime="openvino", precision=subject.precision, threads=1, workload=workload,
+                runtime=found.runtime.name, precision=subject.precision, threads=1, workload=workload,
                 ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * (workload.new_tokens - 1),
                 load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
                 rss_rise_bytes=2 * weights, versions={},
@@ -167,7 +172,8 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     assert plan.digest() == delivery.manifest.plan_digest
     assert plan.target == delivery.manifest.shape
     for name in ("openvino/openvino_model.xml", "openvino/openvino_tokenizer.xml", "openvino/openvino_detokenizer.xml",
-                 "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json"):  # fmt: skip
+                 "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json",
+                 "README.md"):  # fmt: skip
         assert name in delivery.manifest.files
     assert "files as in the manifest" in verify(directory)
     assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
@@ -183,6 +189,41 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     (directory / "extra").write_text("x")
     with pytest.raises(BadInputError, match=r"changed: checkpoint/model.safetensors; not listed: extra"):
         verify(directory)
+    with pytest.raises(BadInputError, match="brings its own checkpoint along"):
+        verify(directory, checkpoint="reference")
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"met": true', '"met": false', 1))
+    with pytest.raises(BadInputError, match=r"manifest.json was edited after it was written"):
+        verify(directory)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_the_model_card_has_figures_texts_and_the_command(request_: Request) -> None:
+    delivery = deliver(request_)
+    manifest = delivery.manifest
+    card = ModelCard.load(delivery.directory / "README.md")
+    assert card.data.library_name == "openvino"
+    assert card.data.tags == ["prune-export", "pruned", "openvino", "checkpoint", "int8"]
+    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    dense = manifest.candidates[0]
+    for candidate in (delivered, dense):
+        assert candidate.measurement is not None
+        row = next(line for line in card.text.splitlines() if line.replace("*", "").startswith(
+            f"| {candidate.name} | {candidate.precision} |"))  # fmt: skip
+        assert row.startswith("| **") == candidate.delivered
+        for figure in (
+            format_duration(candidate.measurement.percentile("tpot", "p90")),
+            format_bytes(candidate.measurement.peak_rss_bytes),
+            f"{candidate.parameters:,}",
+            f"{candidate.perplexity:.2f}",
+        ):
+            assert figure in row
+    plan = PrunePlan.load(delivery.directory / "plan.json")
+    for part in (
+        *(manifest.command, manifest.source_digest, manifest.plan_digest, manifest.calibration["digest"]),
+        *(manifest.evaluation["digest"], manifest.versions["openvino"], "processor simulated", f"{plan.ratio:.1%}"),
+    ):
+        assert part in card.text
 
 
 @pytest.mark.usefixtures("simulated")
@@ -244,6 +285,46 @@ def test_ratio_and_memory_targets(request_: Request) -> None:
 
 
 @pytest.mark.usefixtures("simulated")
+def test_a_uniform_delivery_is_a_stock_checkpoint(request_: Request) -> None:
+    search = replace(request_.search, uniform=True, mlp_group=4)
+    delivery = deliver(replace(request_, search=search))
+    manifest = delivery.manifest
+    assert manifest.met
+    assert manifest.shape.common_layer is not None
+    files = {path.name for path in (delivery.directory / "checkpoint").iterdir()}
+    assert not any(name.endswith(".py") for name in files)
+    assert '"model_type": "llama"' in (delivery.directory / "checkpoint" / "config.json").read_text()
+    assert "files as in the manifest" in verify(delivery.directory)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_onnx_goes_through_the_same_loop(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    delivery = deliver(replace(request_, format="onnx"))
+    manifest = delivery.manifest
+    assert manifest.met
+    assert manifest.rounds
+    assert manifest.formats == ("onnx", "checkpoint")
+    for candidate in manifest.candidates:
+        assert candidate.measurement is not None
+        assert candidate.measurement.runtime == "onnxruntime"
+    dense, pruned = tpot(manifest, "dense", manifest.precision), tpot(manifest, "pruned", manifest.precision)
+    assert 0.93 * dense / 1.2 <= pruned <= dense / 1.2
+    assert {"onnx/model.onnx", "onnx/model.onnx.data", "onnx/genai_config.json", "onnx/tokenizer.json"} <= set(
+        manifest.files
+    )
+    assert not any(name.startswith("openvino/") for name in manifest.files)
+    assert "files as in the manifest" in verify(delivery.directory)
+    # The perplexity in the manifest is the artifact's own, by another way to it.
+    again = evaluate(str(delivery.directory), eval_text=request_.eval_text, tokens=1024, window=256)
+    assert again.through == "onnxruntime"
+    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
+    assert again.perplexity == pytest.approx(delivered.perplexity, rel=1e-3)
+    assert "LLMPipeline" not in render(delivery, quiet=False)
+    exec("\n".join(delivery.usage))
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.usefixtures("simulated")
 def test_an_edited_plan_is_replayed(request_: Request, tmp_path: Path) -> None:
     first = deliver(request_)
     plan = PrunePlan.load(first.directory / "plan.json")
@@ -295,9 +376,9 @@ def test_this_machine_is_really_measured(request_: Request) -> None:
 def test_a_broken_export_fails_the_gate_and_publishes_nothing(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune_export.delivery import variants
+    from prune_export.delivery import exporters
 
-    export = variants.export_openvino
+    export = exporters.export_openvino
 
     def corrupted(model: Any, tokenizer: Any, directory: Path) -> None:
         export(model, tokenizer, directory)
@@ -307,7 +388,7 @@ def test_a_broken_export_fails_the_gate_and_publishes_nothing(
         weights[middle : middle + 2000] = bytes(2000)
         path.write_bytes(weights)
 
-    monkeypatch.setattr(variants, "export_openvino", corrupted)
+    monkeypatch.setattr(exporters, "export_openvino", corrupted)
     with pytest.raises(ParityError) as caught:
         deliver(request_)
     assert caught.value.exit_code == 4
@@ -346,7 +427,7 @@ def test_an_interruption_at_any_phase_leaves_nothing_half_written(
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("writer", ["copytree", "save_checkpoint", "write_report", "sha256"])
+@pytest.mark.parametrize("writer", ["copytree", "save_checkpoint", "write_report", "file_records"])
 def test_an_interruption_while_the_artifact_is_written_leaves_the_old_one(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:

@@ -17,9 +17,14 @@ from prune_export.verbs.options import add_evaluation, requested_workload
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint, dense or pruned")
     parser.add_argument(
-        "--format", choices=(*FORMATS, BOTH), default="openvino", help="of the artifact (default openvino)"
+        "--format",
+        choices=(*FORMATS, BOTH),
+        default="openvino",
+        help="of the artifact (default openvino); decilm is what vLLM and llama.cpp read of Llamas whose layers differ",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the weights (default int8; for decilm as in the checkpoint)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
 
 
@@ -33,6 +38,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         precision=arguments.precision,
         force=arguments.force,
+        command=arguments.command,
         progress=Progress(quiet=arguments.quiet),
     )
     print(f"exported: {arguments.output} (largest logit error in fp32 {parity.max_logit_error:.1e})")
@@ -162,14 +168,15 @@ def _tokens(text: str | None) -> int | None:
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="delivered artifact, or export")
+    parser.add_argument("--model", metavar="CHECKPOINT", help="that an export was made from: compared with it in torch")
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
     limit_torch(arguments.threads)
     from prune_export.verify import verify
 
-    print(verify(arguments.directory, progress=Progress(quiet=arguments.quiet)))
+    print(verify(arguments.directory, checkpoint=arguments.model, progress=Progress(quiet=arguments.quiet)))
     return 0
 
 

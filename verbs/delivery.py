@@ -31,6 +31,12 @@ def add_main(parser: argparse.ArgumentParser) -> None:
         default="fp32,int8",
         help="weight precisions that may be delivered: fp32, int8, int4 (default fp32,int8)",
     )
+    parser.add_argument(
+        "--format",
+        choices=("openvino", "onnx"),
+        default="openvino",
+        help="what is delivered, measured and scored (default openvino)",
+    )
     parser.add_argument("--plan", type=Path, metavar="PLAN.json", help="replay a plan instead of searching")
     parser.add_argument("--max-quality-loss", metavar="5%", help="allowed rise of perplexity (default: no limit)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of the closed loop at most (default 5)")
@@ -53,6 +59,7 @@ def run_main(arguments: argparse.Namespace) -> int:
         workload=workload,
         output=arguments.output,
         precisions=parse_precisions(arguments.precision),
+        format=arguments.format,
         search=parse_search(arguments),
         sparsity=parse_sparsity(arguments.sparsity, arguments.sparsity_method),
         plan=arguments.plan,

@@ -51,6 +51,11 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="refit what stays for what goes (default: on for fast and evolve, off for the papers' searches)",
     )
+    group.add_argument(
+        "--uniform",
+        action="store_true",
+        help="one MLP width and one number of KV heads for all layers: a stock checkpoint that needs no code",
+    )
     group.add_argument("--preset", metavar="llama-2-7b", help="distribution and groups of the paper for a model")
     group.add_argument(
         "--distribution",
@@ -180,6 +185,7 @@ def parse_search(arguments: argparse.Namespace) -> SearchSettings:
     return SearchSettings(
         search=arguments.search or "",
         compensate=arguments.compensate,
+        uniform=arguments.uniform,
         preset=arguments.preset,
         order=arguments.order,
         distribution=parse_distribution(arguments.distribution) if arguments.distribution else DISTRIBUTION,

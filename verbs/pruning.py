@@ -54,6 +54,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         calibration=arguments.calibration,
         seed=arguments.seed,
         force=arguments.force,
+        command=arguments.command,
         progress=Progress(quiet=arguments.quiet),
     )
     print(f"{plan.ratio:.1%} of {plan.dense.parameters():,} parameters removed: {arguments.output}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_exports import Exported
 
-from prune_export.export.usage import python_lines, server_command, usage_lines
+from prune_export.export.usage import python_lines, server_command
 from prune_export.export.versions import package_versions
 
 
@@ -38,12 +38,6 @@ def test_the_server_command_survives_a_shell(tmp_path: Path) -> None:
         "--target_device": "GPU",
         "--rest_port": "9000",
     }
-
-
-def test_all_lines_come_together(tmp_path: Path) -> None:
-    lines = usage_lines(tmp_path, device="GPU")
-    assert lines == (*python_lines(tmp_path, device="GPU"), server_command(tmp_path, device="GPU"))
-    assert all("\n" not in line for line in lines)
 
 
 def test_versions_are_those_installed() -> None:

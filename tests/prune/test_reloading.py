@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM
 
 ids = load_file(sys.argv[1])["ids"]
 found = {}
-for number, directory in enumerate(sys.argv[3:]):
-    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True).eval()
+for number, directory in enumerate(sys.argv[4:]):
+    trust = {"trust_remote_code": True} if sys.argv[3] == "trust" else {}
+    model = AutoModelForCausalLM.from_pretrained(directory, **trust).eval()
     with torch.no_grad():
         found[f"logits{number}"] = model(ids).logits
         found[f"generated{number}"] = model.generate(ids, max_new_tokens=5, do_sample=False)
@@ -41,11 +42,21 @@ save_file(found, sys.argv[2])
 """
 
 
-def read_elsewhere(directories: list[Path], ids: torch.Tensor, scratch: Path) -> list[dict[str, torch.Tensor]]:
-    """Logits and generated tokens of checkpoints, from a process that does not have this package."""
+def read_elsewhere(
+    directories: list[Path], ids: torch.Tensor, scratch: Path, *, trust: bool = True
+) -> list[dict[str, torch.Tensor]]:
+    """Logits and generated tokens of checkpoints, from a process that does not have this package.
+
+    Args:
+        directories: the checkpoints.
+        ids: [B, T].
+        scratch: for files.
+        trust: run the code beside a checkpoint.
+    """
     save_file({"ids": ids}, scratch / "ids.safetensors")
     done = subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors", *directories],
+        [sys.executable, "-I", "-W", "error", "-c", READER, "ids.safetensors", "found.safetensors",
+         "trust" if trust else "stock", *directories],
         check=False, cwd=scratch, timeout=400, capture_output=True, text=True,
         env={**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

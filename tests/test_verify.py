@@ -1,0 +1,121 @@
+"""What `verify` says of exports: whole, edited, linked, damaged, of another checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from prune_export.cli import main
+from prune_export.errors import BadInputError, ParityError
+from prune_export.export_record import EXPORT_FILE, ExportRecord
+from prune_export.hashes import check_seal, file_records, write_sealed
+from prune_export.verify import verify
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OpenVINO and ONNX in fp32, from the command line."""
+    output = tmp_path_factory.mktemp("exports") / "both"
+    command = ["export", "--model", str(checkpoint), "--format", "both", "--precision", "fp32", "-o", str(output)]
+    assert main([*command, "--quiet"]) == 0
+    return output
+
+
+@pytest.fixture
+def copied(exports: Path, tmp_path: Path) -> Path:
+    """The ONNX one, to be changed."""
+    shutil.copytree(exports / "onnx", tmp_path / "onnx")
+    return tmp_path / "onnx"
+
+
+def test_exports_of_both_formats_verify_with_and_without_the_checkpoint(exports: Path, checkpoint: Path) -> None:
+    lines = verify(exports).splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(exports / "onnx"), str(exports / "openvino")]
+    assert all(f"files as in {EXPORT_FILE}; " in line and "of 64 greedy tokens" in line for line in lines)
+    lines = verify(exports, checkpoint=str(checkpoint)).splitlines()
+    assert all("largest logit error" in line for line in lines)
+    with pytest.raises(BadInputError, match=r"reference .* is not what .* was exported from"):
+        verify(exports / "onnx", checkpoint="reference")
+
+
+def test_the_record_and_the_card_say_where_an_export_comes_from(exports: Path, checkpoint: Path) -> None:
+    record = ExportRecord.load(exports / "onnx")
+    assert {"README.md", "model.onnx", "model.onnx.data", "config.json"} <= record.files.keys()
+    assert record.command.startswith("prune-export export --model")
+    card = ModelCard.load(exports / "onnx" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("onnx", "text-generation")
+    assert card.data.tags == ["prune-export", "onnx", "fp32"]
+    assert card.data.base_model is None
+    for part in (record.command, record.source_digest, record.host["processor"], record.versions["torch"],
+                 "| 0-3 | 4 | 2 | 128 |"):  # fmt: skip
+        assert part in card.text
+
+
+def test_an_edited_record_is_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / EXPORT_FILE
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "precision": "int8"}))
+    assert main(["verify", str(copied), "--quiet"]) == 2
+    assert "export.json was edited after it was written" in capsys.readouterr().err.splitlines()[-1]
+    del data["content_digest"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(BadInputError, match="has no content_digest"):
+        verify(copied)
+    path.write_text("{")
+    with pytest.raises(BadInputError, match="cannot be read as JSON"):
+        verify(copied)
+    path.unlink()
+    with pytest.raises(BadInputError, match=r"no artifact of prune-export: it has no manifest.json and no export.json"):
+        verify(copied)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("soft", "a symbolic link"), ("hard", "hard-linked")])
+def test_linked_data_is_named(copied: Path, tmp_path: Path, kind: str, words: str) -> None:
+    data, elsewhere = copied / "model.onnx.data", tmp_path / "elsewhere"
+    data.rename(elsewhere)
+    if kind == "soft":
+        data.symlink_to(elsewhere)
+    else:
+        data.hardlink_to(elsewhere)
+    with pytest.raises(BadInputError, match=rf"not as its export.json says \({words}: model.onnx.data\)"):
+        verify(copied)
+
+
+def test_missing_changed_and_new_files_are_named_together(copied: Path) -> None:
+    (copied / "tokenizer.json").unlink()
+    (copied / "config.json").write_text("{}")
+    (copied / "notes.txt").write_text("x")
+    with pytest.raises(
+        BadInputError, match=r"missing: tokenizer.json; changed: config.json; not listed: notes.txt\): copy"
+    ):
+        verify(copied)
+
+
+def test_weights_that_compute_something_else_fail_though_all_hashes_fit(copied: Path) -> None:
+    data = copied / "model.onnx.data"
+    weights = bytearray(data.read_bytes())
+    middle = len(weights) // 2
+    weights[middle : middle + 40000] = bytes(40000)
+    data.write_bytes(weights)
+    replace(ExportRecord.load(copied), files=file_records(copied, besides=EXPORT_FILE)).save(copied)
+    with pytest.raises(ParityError):
+        verify(copied)
+
+
+def test_a_seal_holds_through_json_and_breaks_with_any_change(tmp_path: Path) -> None:
+    path = tmp_path / "document.json"
+    document = {"a": 1, "b": 0.1 + 0.2, "c": [1e-300, None, True], "d": {"ü": "x"}}
+    write_sealed(path, document)
+    check_seal(path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(data.items())), indent=7))  # the same content in other words
+    check_seal(path)
+    for key, value in (("a", 2), ("b", 0.3), ("c", [1e-300, None, False]), ("e", 1)):
+        path.write_text(json.dumps({**data, key: value}))
+        with pytest.raises(BadInputError, match="was edited after it was written"):
+            check_seal(path)
