@@ -193,8 +193,9 @@ def _figures(manifest: Manifest) -> list[str]:
         tuple(f"**{cell}**" for cell in row) if candidate.delivered else row
         for candidate, row in zip(manifest.candidates, rows, strict=True)
     ]
-    workload = next((str(item.measurement.workload) for item in manifest.candidates if item.measurement), "")
-    how = f"Measured with {workload}." if workload else "Latencies with ~ are predicted, nothing was measured."
+    measured = any(candidate.measurement for candidate in manifest.candidates)
+    how = "Measured" if measured else "Latencies with ~ are predicted, nothing was measured"
+    how += f" with {manifest.workload}." if manifest.workload else "."
     return [*_table(head, marked), "", f"{how} Perplexity is through the artifact itself; bold: delivered."]
 
 

@@ -157,7 +157,7 @@ def test_another_choice_must_be_better_beyond_the_noise() -> None:
 @pytest.mark.slow
 def test_it_beats_the_papers_search_on_the_reference_model(tmp_path: Path) -> None:
     """Divergence from the dense model on text that nothing was chosen or fitted on, a fifth of the parameters gone."""
-    from prune_export.delivery.searches import default_group
+    from prune_export.delivery.steps import default_group
     from prune_export.prune.evaluator import Evaluator
     from prune_export.prune.loading import load_model, load_tokenizer
     from prune_export.prune.shapes import model_shape
