@@ -19,6 +19,7 @@ from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.export.files import MODEL_XML
 from prune_export.export.openvino_ir import export_graph_only
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.weights import compress
 from prune_export.manifest import Measurement
 from prune_export.profiles.latency import LatencyTable, Phase
@@ -128,6 +129,6 @@ def _stack(job: Job, design: _Design, precision: str) -> Path:
     del model
     free_memory()
     if precision != "fp32":
-        compress(plain, folder, precision=precision, group_size=job.profile.int4_group)
+        compress(plain, folder, precision=precision, options=OpenVinoOptions(group_size=job.profile.int4_group))
         shutil.rmtree(plain)
     return folder

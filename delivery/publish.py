@@ -14,6 +14,7 @@ from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
 from prune_export.delivery.workshop import Outcome
 from prune_export.export.versions import package_versions
+from prune_export.export.weights import departures_of
 from prune_export.files import sha256, staged
 from prune_export.manifest import (
     CHECKPOINT_FOLDER,
@@ -96,6 +97,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         peak_tree_bytes=job.memory.peak_bytes,
         peak_tree_phase=job.memory.peak_phase,
         phases_bytes=dict(job.memory.phases_bytes),
+        departures=departures_of(outcome.delivered.directory),
         samples=_samples(job, outcome),
     )
 

@@ -20,6 +20,7 @@ from prune_export.errors import ParityError
 from prune_export.evaluate import torch_nll
 from prune_export.export.gate import parity_record
 from prune_export.export.openvino_ir import export_openvino
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.export.weights import compress
 from prune_export.manifest import ParityRecord
@@ -104,7 +105,9 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
     if precision != "fp32":
         expected_s = 1 + job.shape.parameters() * _COMPRESS_S
         with job.progress.phase(f"{name}: compressing weights to {precision}", expected_s=expected_s):
-            compress(made.plain, directory, precision=precision, group_size=job.profile.int4_group)
+            compress(
+                made.plain, directory, precision=precision, options=OpenVinoOptions(group_size=job.profile.int4_group)
+            )
     with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
         agreement, nll = score_ir(
             directory,

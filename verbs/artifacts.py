@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from prune_export.errors import BadInputError
+from prune_export.export.openvino_options import BACKUPS, CACHES, GROUPS, OpenVinoOptions
 from prune_export.formats import BOTH, FORMATS, PRECISIONS
 from prune_export.progress import Progress
 from prune_export.verbs.command import check_file, emit, limit_torch, positive
@@ -20,6 +21,25 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default int8)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    default = OpenVinoOptions()
+    group = parser.add_argument_group("OpenVINO, with the meaning that optimum-cli export openvino gives them")
+    group.add_argument(
+        "--group-size", type=int, choices=GROUPS, help=f"int4 weights that share a scale (default {default.group_size})"
+    )
+    group.add_argument("--sym", action="store_true", help="int8 or int4 without zero points")
+    group.add_argument("--ratio", type=float, metavar="R", help="share of layers in int4 (default 1)")
+    group.add_argument("--all-layers", action="store_true", help="embeddings and head in int4 too")
+    group.add_argument(
+        "--backup-precision", choices=BACKUPS, help=f"of layers that get no int4 (default {default.backup})"
+    )
+    group.add_argument("--awq", action="store_true", help="rescale channels before rounding to int4")
+    group.add_argument("--scale-estimation", action="store_true", help="int4 scales by the error on calibration text")
+    group.add_argument("--gptq", action="store_true", help="int4 by GPTQ on calibration text")
+    group.add_argument("--calibration", metavar="TEXT", help="text for these and for --awq and --ratio")
+    group.add_argument("--num-samples", type=int, metavar="N", help=f"windows of it (default {default.samples})")
+    group.add_argument(
+        "--kv-cache-precision", choices=CACHES, help="hint to the runtime (default: f16, beside int8 and int4 its own)"
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -31,11 +51,29 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.output,
         format=arguments.format,
         precision=arguments.precision,
+        openvino=_openvino_options(arguments),
         force=arguments.force,
         progress=Progress(quiet=arguments.quiet),
     )
     print(f"exported: {arguments.output} (largest logit error in fp32 {parity.max_logit_error:.1e})")
     return 0
+
+
+def _openvino_options(arguments: argparse.Namespace) -> OpenVinoOptions:
+    given = {
+        "group_size": arguments.group_size,
+        "symmetric": arguments.sym or None,
+        "ratio": arguments.ratio,
+        "all_layers": arguments.all_layers or None,
+        "backup": arguments.backup_precision,
+        "awq": arguments.awq or None,
+        "scale_estimation": arguments.scale_estimation or None,
+        "gptq": arguments.gptq or None,
+        "calibration": arguments.calibration,
+        "samples": arguments.num_samples,
+        "kv_cache": arguments.kv_cache_precision,
+    }
+    return OpenVinoOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
