@@ -17,6 +17,7 @@ from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
+from prune_export.errors import BadInputError
 from prune_export.export.files import MODEL_XML
 from prune_export.export.openvino_ir import export_graph_only
 from prune_export.export.openvino_options import OpenVinoOptions
@@ -46,8 +47,14 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
         dense: the dense model in the precision that is pruned for.
 
     Raises:
-        BadInputError: the profile has a table for another model, or no peak for this precision.
+        BadInputError: a state-space model, a profile with a table for another model, or without a peak for this
+            precision.
     """
+    if job.shape.mixer is not None:
+        raise BadInputError(
+            f"a latency target needs the costs of attentions and MLPs, a {job.shape.family} model has neither: use "
+            "--target-ratio"
+        )
     key = table_key(job.shape, job.workload)
     if job.profile.latency_table is not None:
         job.profile.latency_table.check(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba-biases": SIZES,
 }
 FAST = ("gpt2", "mamba")
+ONE_OF_EACH = ("qwen3", "phi3", "gemma2", "gpt_neox", "opt", "gpt2", "mamba")
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in VARIANTS]
 # The runtime fuses plain attention alone, and GenAI's paged attention takes the place of fused attention alone.
 UNFUSED = ("gemma2", "mamba", "mamba-biases")
@@ -138,7 +140,7 @@ def test_every_family_of_the_table_has_a_variant() -> None:
     assert {family_of(tiny_model(variant, layers=1).config).name for variant in VARIANTS} == set(ROWS)
 
 
-@pytest.mark.parametrize("variant", ["mamba"])
+@pytest.mark.parametrize("variant", [param for param in EACH if param.values[0] in ONE_OF_EACH])
 def test_optimum_generates_torchs_tokens(variant: str, tmp_path: Path, word_tokenizer: Any) -> None:
     model = pruned_model(variant)
     export_openvino(model, word_tokenizer, tmp_path)
@@ -154,6 +156,26 @@ def test_optimum_generates_torchs_tokens(variant: str, tmp_path: Path, word_toke
             eos_token_id=10**6, pad_token_id=1,
         )  # fmt: skip
     assert found[0, len(prompt) :].tolist() == generated(model, prompt)
+
+
+def runtime_operations(directory: Path) -> Counter[str]:
+    """What the compiled graph executes; constants aside."""
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU", settings)
+    kinds = (str(op.get_rt_info()["layerType"].value) for op in compiled.get_runtime_model().get_ops())
+    return Counter(kind for kind in kinds if kind != "Const")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["qwen3", "phi3-mha-window", "gpt_neox", "opt", "gpt2"])
+def test_a_dense_export_runs_as_optimums_own(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(variant, layers=2, **CONTEXT)
+    export_graph_only(model, tmp_path / "ours" / "openvino_model.xml")
+    with quiet():
+        from optimum.exporters.openvino.convert import export_from_model
+
+        export_from_model(model, tmp_path / "stock", task="text-generation-with-past", stateful=True)
+    assert runtime_operations(tmp_path / "ours") == runtime_operations(tmp_path / "stock")
 
 
 def test_a_long_recurrence_does_not_underflow(tmp_path: Path) -> None:
