@@ -27,6 +27,7 @@ from prune_export.delivery.variants import Build
 from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
 from prune_export.evaluate import evaluate
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.files import check_destination, staged
 from prune_export.formats import STORED, formats_of
 from prune_export.manifest import PLAN_FILE, ParityRecord
@@ -207,6 +208,7 @@ def export(
     *,
     format: str = "openvino",
     precision: str | None = None,
+    openvino: OpenVinoOptions | None = None,
     force: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -218,6 +220,7 @@ def export(
         output: destination directory.
         format: "openvino", "onnx", "both", each in a folder of its own then, or "decilm".
         precision: weight precision, or None for the format's own: int8, for decilm that of the checkpoint.
+        openvino: how OpenVINO's weights are compressed and its cache is kept, where it shall not be the default.
         force: replace an existing output.
         command: the command line, for the model card.
         progress: where progress goes.
@@ -226,13 +229,17 @@ def export(
         What the gate found; of both formats, that with the larger error.
 
     Raises:
-        BadInputError: an unusable checkpoint or output, or a precision that the format does not have.
+        BadInputError: an unusable checkpoint or output, or a precision, options or an architecture that the format does
+            not have.
         ParityError: the fp32 export does not compute what the checkpoint computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
-    rows = formats_of(format, precision=precision)
+    rows = formats_of(format, precision=precision, openvino=openvino)
     check_destination(output, force=force)
     source = resolve_source(model)
+    model_type = str(load_config(source).model_type)
+    for row in rows:
+        row.check_family(model_type)
     records = []
     with staged(output, force=force) as stage:
         for row in rows:

@@ -31,13 +31,15 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         progress: where progress goes; silent unless given.
 
     Raises:
-        BadInputError: something in the request cannot work; found before long work starts.
+        BadInputError: something in the request cannot work, or the family has no OpenVINO export; found before long
+            work starts.
         InfeasibleError: no plan meets the target, or only at more quality than allowed; nothing is published.
         ParityError: the export does not compute what the model computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
     memory = TreeMemory(lambda: report.current)
     with memory, open_job(request, report, memory) as job, full_disk_explained(job.output):
+        exporter_of(job.request.format).check_family(job.shape.family)
         if not job.measured:
             report.note(f"note: {job.mismatch}: figures are predicted, not measured")
         dense = baseline(job)

@@ -6,23 +6,30 @@ Everything heavy is imported inside the functions, so that the command line can 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prune_export.errors import BadInputError
-from prune_export.manifest import ParityRecord
+from prune_export.export import onnx_families, openvino_families
+from prune_export.export.openvino_options import OpenVinoOptions
+from prune_export.manifest import OPENVINO_RECORD, ParityRecord
 from prune_export.progress import Progress
 from prune_export.records import to_json
+
+if TYPE_CHECKING:
+    from prune_export.export.integer_weights import Calibration
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64
 STORED = "stored"  # the precision that most of the checkpoint's weights have
+# Tokens of a window that weights are rounded with.
+_CALIBRATION_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Format:
         name: as the user says it.
         precisions: weight precisions that it has.
         default: precision where none is asked for, or `STORED`.
+        check_family: raises BadInputError for a `model_type` that it has no form for.
         write: exports the checkpoint in the first directory to the second one in a precision, behind the parity gate;
             what it raises leaves nothing published.
     """
@@ -40,14 +48,20 @@ class Format:
     name: str
     precisions: tuple[str, ...]
     default: str
+    check_family: Callable[[str], object]
     write: Callable[[Path, Path, str, Progress], ParityRecord]
 
 
-def formats_of(text: str, *, precision: str | None) -> tuple[Format, ...]:
+def formats_of(text: str, *, precision: str | None, openvino: OpenVinoOptions | None = None) -> tuple[Format, ...]:
     """The rows for "openvino", "onnx", "both" of these, or "decilm".
 
+    Args:
+        text: what the user said.
+        precision: of the weights.
+        openvino: options for the OpenVINO part of what is written.
+
     Raises:
-        BadInputError: unknown, or the precision does not exist in it.
+        BadInputError: unknown, the precision does not exist in it, or options that have no meaning there.
     """
     names = ("openvino", "onnx") if text == BOTH else (text,)
     unknown = [name for name in names if name not in FORMATS]
@@ -58,7 +72,16 @@ def formats_of(text: str, *, precision: str | None) -> tuple[Format, ...]:
             raise BadInputError(
                 f"format {name} has no precision {precision}: use one of {', '.join(FORMATS[name].precisions)}"
             )
-    return tuple(FORMATS[name] for name in names)
+    rows = tuple(FORMATS[name] for name in names)
+    if openvino is None or not openvino.changed:
+        return rows
+    openvino.check(precision or FORMATS[_OPENVINO].default)
+    if _OPENVINO not in names:
+        raise BadInputError(
+            f"--format {text} takes no options of OpenVINO: leave them out, or use --format {_OPENVINO}"
+        )
+    write = partial(_openvino, options=openvino)
+    return tuple(replace(row, write=write) if row.name == _OPENVINO else row for row in rows)
 
 
 @dataclass(frozen=True)
@@ -141,22 +164,45 @@ def _scored(
     )
 
 
-def _openvino(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+def _openvino(
+    source: Path, stage: Path, precision: str, report: Progress, options: OpenVinoOptions | None = None
+) -> ParityRecord:
     from prune_export.export.weights import compress
 
+    calibration = _calibration(source, options) if options is not None and options.needs_text else None
     with _beside(stage) as scratch:
         plain = scratch / "fp32"
         expected = _written_openvino(source, plain, scratch, report)
         with report.phase("parity with torch"):
             compared = _compared(expected, plain)
         with report.phase(f"writing {precision}"):
-            if precision == "fp32":
-                shutil.copytree(plain, stage, dirs_exist_ok=True)
-            else:
-                compress(plain, stage, precision=precision)
-        return _scored(
+            compress(plain, stage, precision=precision, options=options, calibration=calibration)
+        parity = _scored(
             stage, expected, compared, precision=precision, name=source.name, scratch=scratch, progress=report
         )
+    _note(stage / OPENVINO_RECORD, parity)
+    return parity
+
+
+def _calibration(source: Path, options: OpenVinoOptions) -> Calibration:
+    from prune_export.export.integer_weights import Calibration
+    from prune_export.prune.loading import load_config, load_tokenizer
+    from prune_export.prune.shapes import model_shape
+    from prune_export.texts import load_text, token_windows, windows_digest
+
+    text = load_text(options.calibration or None, "calibration")
+    length = min(_CALIBRATION_LENGTH, model_shape(load_config(source)).context)
+    tokens = token_windows(text, load_tokenizer(source), count=options.samples, length=length)
+    return Calibration(tokens, {**text.provenance(), "tokens": windows_digest(tokens)})
+
+
+def _note(record: Path, parity: ParityRecord) -> None:
+    """Adds what the gate found, and with which versions, to the record that lies beside a model."""
+    from prune_export.export.versions import package_versions
+
+    data = json.loads(record.read_text(encoding="utf8"))
+    data |= {"parity": to_json(parity), "versions": package_versions()}
+    record.write_text(json.dumps(data, indent=1) + "\n", encoding="utf8")
 
 
 def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress) -> _Expected:
@@ -174,7 +220,6 @@ def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress
 
 def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
     from prune_export.export.files import ONNX_RECORD
-    from prune_export.export.versions import package_versions
 
     with _beside(stage) as scratch:
         plain = stage if precision == "fp32" else scratch / "fp32"
@@ -189,9 +234,7 @@ def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> Parity
                 scratch=scratch,
                 progress=report,
             )
-    record = json.loads((stage / ONNX_RECORD).read_text(encoding="utf8"))
-    record |= {"parity": to_json(parity), "versions": package_versions()}
-    (stage / ONNX_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
+    _note(stage / ONNX_RECORD, parity)
     return parity
 
 
@@ -207,6 +250,16 @@ def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratc
     export_onnx(checkpoint, tokenizer, stage, precision=precision, progress=report)
     with report.phase("running the checkpoint in torch"):
         return _expected(checkpoint, scratch)
+
+
+def _decilm_family(model_type: str) -> None:
+    from prune_export.export.decilm_layout import FAMILIES
+
+    if model_type.removeprefix("prune_") not in FAMILIES:
+        raise BadInputError(
+            f"format decilm is a layout of Llama's layers, {model_type} is built otherwise: use a model of "
+            f"{' or '.join(FAMILIES)}"
+        )
 
 
 def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
@@ -235,11 +288,12 @@ def _beside(stage: Path) -> Iterator[Path]:
 
 
 BOTH = "both"
+_OPENVINO = "openvino"
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("openvino", ("fp32", "int8", "int4"), "int8", _openvino),
-        Format("onnx", PRECISIONS, "int8", _onnx),
-        Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm),
+        Format(_OPENVINO, PRECISIONS, "int8", openvino_families.row_of, _openvino),
+        Format("onnx", PRECISIONS, "int8", onnx_families.row_of, _onnx),
+        Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm_family, _decilm),
     )
 }

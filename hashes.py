@@ -60,9 +60,13 @@ def check_files(directory: Path, records: Mapping[str, FileRecord], *, besides: 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     """Writes a JSON document with the digest of its own content, so that an edit by hand shows."""
+    path.write_text(json.dumps(sealed(data), indent=1) + "\n", encoding="utf8")
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document's data with the digest of its own content."""
     content = {key: value for key, value in data.items() if key != SEAL}
-    text = json.dumps({**content, SEAL: _digest(content)}, indent=1)
-    path.write_text(text + "\n", encoding="utf8")
+    return {**content, SEAL: _digest(content)}
 
 
 def check_seal(path: Path) -> None:
@@ -75,13 +79,13 @@ def check_seal(path: Path) -> None:
         data = json.loads(path.read_text(encoding="utf8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
-    sealed = data.pop(SEAL, None) if isinstance(data, dict) else None
-    if sealed is None:
+    found = data.pop(SEAL, None) if isinstance(data, dict) else None
+    if found is None:
         raise BadInputError(f"{path} has no {SEAL}: it was edited, or an earlier version wrote it; make it again")
-    if sealed != _digest(data):
+    if found != _digest(data):
         raise BadInputError(
             f"{path} was edited after it was written (its content has digest {_digest(data)[:12]}, it says "
-            f"{str(sealed)[:12]}): take the original, or make the artifact again"
+            f"{str(found)[:12]}): take the original, or make the artifact again"
         )
 
 

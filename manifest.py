@@ -20,8 +20,26 @@ IR_FOLDER = "openvino"  # of a delivery for OpenVINO; each format's folder has i
 CHECKPOINT_FOLDER = "checkpoint"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.html"
+# Beside an IR: what became of its weights, and the cache that was asked for.
+OPENVINO_RECORD = "openvino_export.json"
 FORMAT_VERSION = 1
 Claim = Literal["measured", "predicted"]
+
+
+def asked_cache(directory: Path) -> str:
+    """KV-cache precision that the export of an IR was asked for; empty for the default, or without a record.
+
+    Raises:
+        BadInputError: the record beside the IR is no JSON.
+    """
+    path = directory / OPENVINO_RECORD
+    if not path.is_file():
+        return ""
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
+    return str(data.get("kv_cache", "")) if isinstance(data, dict) else ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +240,8 @@ class Manifest:
         peak_tree_phase: the phase of the run that had it.
         phases_bytes: phase of the run to the peak of the same in it.
         sparsity: zeros counted in the delivered checkpoint, where some were asked for.
+        departures: layer to what its weights are stored in where that is not the artifact's precision, or not in the
+            groups that the profile asks for.
         samples: "prompt", and its greedy continuation by "dense" and by "delivered".
         files: relative path to size and hash of every other file.
         content_digest: sha256 of this document as it was written.
@@ -257,6 +277,7 @@ class Manifest:
     peak_tree_phase: str = ""
     phases_bytes: dict[str, int] = field(default_factory=dict)
     sparsity: SparsityRecord | None = field(default=None, metadata=SPARSE)
+    departures: dict[str, str] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -15,6 +15,7 @@ from prune_export.benchmark.properties import runtime_properties
 from prune_export.benchmark.session import Logits, Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError, PruneExportError
+from prune_export.manifest import asked_cache
 from prune_export.telemetry import import_openvino
 
 ov = import_openvino()
@@ -92,7 +93,11 @@ class OpenVINOSession:
         _check_device(core, self._device)
         capabilities = core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         properties = self._extra_properties | runtime_properties(
-            self._precision, threads=threads, device=self._device, capabilities=capabilities
+            self._precision,
+            threads=threads,
+            device=self._device,
+            capabilities=capabilities,
+            kv_cache=asked_cache(ir.parent),
         )
         begun = time.perf_counter()
         model = _read(core, ir)

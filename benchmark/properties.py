@@ -15,7 +15,7 @@ class PrecisionOptions:
     Attributes:
         compute: INFERENCE_PRECISION_HINT; "default" means bf16 where the device has it, else f32, which is what
             OpenVINO chooses by itself.
-        kv_cache: KV_CACHE_PRECISION.
+        kv_cache: KV_CACHE_PRECISION; f16 stands in for bf16 on a device without it.
         quantization_group: DYNAMIC_QUANTIZATION_GROUP_SIZE, activations of compressed weights; 0 is off.
     """
 
@@ -25,11 +25,11 @@ class PrecisionOptions:
 
 
 # int8 and int4 take OpenVINO's own defaults for compressed weights on a CPU, written out so that they are recorded:
-# bf16 where available, a u8 cache, activations quantized in groups of 32.  The others compute in what they are named.
+# bf16 where available, a u8 cache, activations quantized in groups of 32.  bf16 does without the last two.
 OPTIONS = {
     "fp32": PrecisionOptions("f32", "f32", 0),
     "fp16": PrecisionOptions("f32", "f16", 0),
-    "bf16": PrecisionOptions("bf16", "bf16", 0),
+    "bf16": PrecisionOptions("default", "bf16", 0),
     "int8": PrecisionOptions("default", "u8", 32),
     "int4": PrecisionOptions("default", "u8", 32),
 }
@@ -53,7 +53,7 @@ def cache_bytes(precision: str) -> int:
 
 
 def runtime_properties(
-    precision: str, *, threads: int, device: str, capabilities: Collection[str]
+    precision: str, *, threads: int, device: str, capabilities: Collection[str], kv_cache: str = ""
 ) -> dict[str, str | int | bool]:
     """Properties for `Core.compile_model`.
 
@@ -62,15 +62,15 @@ def runtime_properties(
         threads: threads to use, above zero.
         device: OpenVINO device name; thread and cache properties exist on "CPU" alone.
         capabilities: the device's OPTIMIZATION_CAPABILITIES.
+        kv_cache: KV_CACHE_PRECISION that the artifact asks for; empty for that of the precision.
 
     Raises:
-        BadInputError: unknown precision, or bf16 on a device without it.
+        BadInputError: unknown precision.
     """
     options = precision_options(precision)
     has_bf16 = "BF16" in capabilities
-    if options.compute == "bf16" and not has_bf16:
-        raise BadInputError(f"precision bf16: the {device} here has no bf16: use fp32 or int8")
     default = "bf16" if has_bf16 else "f32"
+    cache = "f16" if options.kv_cache == "bf16" and not has_bf16 else options.kv_cache
     properties: dict[str, str | int | bool] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -81,7 +81,7 @@ def runtime_properties(
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": True,
             "ENABLE_HYPER_THREADING": False,
-            "KV_CACHE_PRECISION": options.kv_cache,
+            "KV_CACHE_PRECISION": kv_cache or cache,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.quantization_group,
         }
     return properties

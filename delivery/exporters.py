@@ -10,10 +10,12 @@ from typing import Any
 
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
+from prune_export.export import onnx_families, openvino_families
 from prune_export.export.files import MODEL_XML
 from prune_export.export.onnx_export import export_onnx
 from prune_export.export.onnx_quantize import BLOCKS
 from prune_export.export.openvino_ir import export_graph_only, export_openvino
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.usage import onnx_lines, python_lines, server_command
 from prune_export.export.weights import compress
 from prune_export.prune.loading import load_model, load_tokenizer
@@ -26,6 +28,7 @@ class Exporter:
     Attributes:
         name: as the user says it; also the artifact's folder.
         title: for messages.
+        check_family: raises BadInputError for a `model_type` that it has no form for.
         plain: writes a model and its tokenizer to a directory in fp32.
         compressed: (directory of the fp32 export, its checkpoint, destination, precision, group size) writes another
             precision.
@@ -36,6 +39,7 @@ class Exporter:
 
     name: str
     title: str
+    check_family: Callable[[str], object]
     plain: Callable[[Any, Any, Path], object]
     compressed: Callable[[Path, Path, Path, str, int], None]
     stack: Callable[[Any, Path, str, int], None]
@@ -59,7 +63,7 @@ def _openvino(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def _compressed_ir(plain: Path, checkpoint: Path, directory: Path, precision: str, group: int) -> None:
-    compress(plain, directory, precision=precision, group_size=group)
+    compress(plain, directory, precision=precision, options=OpenVinoOptions(group_size=group))
 
 
 def _ir_stack(model: Any, directory: Path, precision: str, group: int) -> None:
@@ -68,7 +72,7 @@ def _ir_stack(model: Any, directory: Path, precision: str, group: int) -> None:
     export_graph_only(model, plain / MODEL_XML)
     if precision != "fp32":
         free_memory()
-        compress(plain, directory, precision=precision, group_size=group)
+        compress(plain, directory, precision=precision, options=OpenVinoOptions(group_size=group))
         shutil.rmtree(plain)
 
 
@@ -93,7 +97,16 @@ def _block(group: int) -> int:
 EXPORTERS: dict[str, Exporter] = {
     row.name: row
     for row in (
-        Exporter("openvino", "OpenVINO", _openvino, _compressed_ir, _ir_stack, python_lines, server_command),
-        Exporter("onnx", "ONNX", _onnx, _compressed_onnx, _onnx_stack, onnx_lines, lambda _: ""),
+        Exporter(
+            "openvino",
+            "OpenVINO",
+            openvino_families.row_of,
+            _openvino,
+            _compressed_ir,
+            _ir_stack,
+            python_lines,
+            server_command,
+        ),
+        Exporter("onnx", "ONNX", onnx_families.row_of, _onnx, _compressed_onnx, _onnx_stack, onnx_lines, lambda _: ""),
     )
 }

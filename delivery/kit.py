@@ -9,7 +9,7 @@ from pathlib import Path
 from prune_export.benchmark.kit import KIT_FILE, KIT_VERSION, Kit, KitPart, KitStack
 from prune_export.benchmark.stacks import Ruler
 from prune_export.delivery.profiling import built
-from prune_export.delivery.stacks import Design, designs, held_out_designs
+from prune_export.delivery.stacks import Design, designs, held_out_designs, refuse_mixers
 from prune_export.errors import BadInputError
 from prune_export.files import staged
 from prune_export.profiles import DeviceProfile
@@ -53,6 +53,7 @@ def pack_kit(
         BadInputError: fewer than two layers, or a family, precision or runtime that cannot be built.
     """
     report = progress or Progress(quiet=True)
+    refuse_mixers(shape, "a latency table")
     if depth < 2:
         raise BadInputError(f"--depth {depth}: a stack needs at least 2 layers, so that half of its blocks can go")
     fitted = workload.fitted(shape.context)

@@ -9,7 +9,7 @@ import shutil
 from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.delivery.request import Job, Variant
-from prune_export.delivery.stacks import build_stack, designs
+from prune_export.delivery.stacks import build_stack, designs, refuse_mixers
 from prune_export.profiles.latency import LatencyTable
 
 
@@ -21,8 +21,10 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
         dense: the dense model in the precision that is pruned for.
 
     Raises:
-        BadInputError: the profile has a table for another model, or no peak for this precision.
+        BadInputError: a state-space model, a profile with a table for another model, or without a peak for this
+            precision.
     """
+    refuse_mixers(job.shape, "a latency target")
     key = table_key(job.shape, job.workload)
     if job.profile.latency_table is not None:
         job.profile.latency_table.check(key)

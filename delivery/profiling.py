@@ -10,7 +10,7 @@ from prune_export.benchmark.kit import PrecisionTable, measured_precision, profi
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
-from prune_export.delivery.stacks import Design, build_stack, designs, format_for, held_out_designs
+from prune_export.delivery.stacks import Design, build_stack, designs, format_for, held_out_designs, refuse_mixers
 from prune_export.profiles import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
@@ -53,6 +53,7 @@ def measure_profile(
         BadInputError: the profile is not this machine's, or a family, precision or runtime that cannot be built.
     """
     report = progress or Progress(quiet=True)
+    refuse_mixers(shape, "a latency table")
     fitted = workload.fitted(shape.context)
     multiple = max(1, profile.width_multiple)
     wanted = tuple(designs(shape, multiple, finer=True))

@@ -15,6 +15,7 @@ from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
 from prune_export.delivery.workshop import Outcome
 from prune_export.export.versions import package_versions
+from prune_export.export.weights import departures_of
 from prune_export.files import staged
 from prune_export.hashes import file_records
 from prune_export.manifest import (
@@ -94,6 +95,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         peak_tree_bytes=job.memory.peak_bytes,
         peak_tree_phase=job.memory.peak_phase,
         phases_bytes=dict(job.memory.phases_bytes),
+        departures=departures_of(outcome.delivered.directory),
         samples=_samples(job, outcome),
     )
 

@@ -34,6 +34,18 @@ class Design:
     layers: tuple[LayerShape, ...]
 
 
+def refuse_mixers(shape: ModelShape, what: str) -> None:
+    """Refuses a state-space model: a table holds costs of attentions and MLPs.
+
+    Raises:
+        BadInputError: it is one.
+    """
+    if shape.mixer is not None:
+        raise BadInputError(
+            f"{what} needs the costs of attentions and MLPs, a {shape.family} model has neither: use --target-ratio"
+        )
+
+
 def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterator[Design]:
     """Stacks whose differences to the dense model give every cost: half of the blocks gone, then smaller blocks.
 

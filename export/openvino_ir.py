@@ -1,4 +1,4 @@
-"""Stateful fp32 OpenVINO IR of a dense or pruned decoder, with everything that its loaders want beside it.
+"""Stateful fp32 OpenVINO IR of a dense or pruned model, with everything that its loaders want beside it.
 
 The directory loads unchanged in `openvino.Core`, `optimum.intel.OVModelForCausalLM` and `openvino_genai.LLMPipeline`.
 """
@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prune_export.errors import BadInputError
 from prune_export.export.files import DETOKENIZER_XML, MODEL_XML, TOKENIZER_XML
+from prune_export.export.openvino_families import row_of
 from prune_export.export.quiet import quiet
 from prune_export.export.stock_config import save_configs
 from prune_export.progress import Progress
+from prune_export.prune.families import family_of, needs_eager
 from prune_export.prune.shapes import model_shape
 
 
@@ -35,13 +37,14 @@ def export_openvino(
     The model is traced where it lies in memory, without a copy of its weights, and is left as it was.
 
     Args:
-        model: stock or pruned decoder in fp32 on the CPU.
+        model: stock or pruned model in fp32 on the CPU.
         tokenizer: its tokenizer.
         directory: where to write; made if missing.
         progress: reports the two phases.
 
     Raises:
-        BadInputError: no attention is left, the weights are not fp32, or the tokenizer has no OpenVINO form.
+        BadInputError: an architecture or a tokenizer without OpenVINO form, no attention or mixer left, or weights that
+            are not fp32.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _phase(progress, "exporting the graph"):
@@ -61,23 +64,45 @@ def export_graph_only(model: PreTrainedModel, path: Path) -> None:
     Raises:
         BadInputError: as for `export_openvino`.
     """
-    shape = model_shape(model.config)
-    kv_heads = tuple(shape.layers[index].kv_heads for index in shape.attention_layers)
-    if not kv_heads:
-        raise BadInputError(
-            f"the model's {len(shape.layers)} layers have no attention left; OpenVINO's stateful text models need at "
-            "least 1: keep one in the plan"
-        )
+    _, row = row_of(str(model.config.model_type))
     wrong = sorted({str(weight.dtype) for weight in model.parameters() if weight.dtype != torch.float32})
     if wrong:
         raise BadInputError(f"the model has weights in {', '.join(wrong)}, the export needs float32: load it in fp32")
-    with quiet(), _unchanged(model), _frozen_garbage():
+    with quiet():
         from optimum.exporters.openvino.convert import export_pytorch
 
-        from prune_export.export.optimum_config import DecoderExportConfig
-
-        config = DecoderExportConfig(model.config, kv_heads=kv_heads, head_dim=shape.head_dim)
+        config = _CONFIGS[row.state](model)
+    with quiet(), _unchanged(model), _frozen_garbage():
         export_pytorch(model, config, path, stateful=True, library_name="transformers")
+
+
+def _attention_config(model: PreTrainedModel) -> Any:
+    from prune_export.export.optimum_config import DecoderExportConfig
+
+    shape = model_shape(model.config)
+    kv_heads = tuple(shape.layers[index].kv_heads for index in shape.attention_layers)
+    _check_left(kv_heads, len(shape.layers), "attention")
+    return DecoderExportConfig(model.config, kv_heads=kv_heads, head_dim=shape.head_dim)
+
+
+def _mixer_config(model: PreTrainedModel) -> Any:
+    from prune_export.export.optimum_config import MambaExportConfig
+
+    layers = model_shape(model.config).layers
+    widths = tuple(layer.mixer_width for layer in layers if layer.mixer_width)
+    _check_left(widths, len(layers), "mixer")
+    return MambaExportConfig(model.config, widths=widths)
+
+
+_CONFIGS = {"attention": _attention_config, "mixer": _mixer_config}
+
+
+def _check_left(sizes: tuple[int, ...], layers: int, what: str) -> None:
+    if not sizes:
+        raise BadInputError(
+            f"the model's {layers} layers have no {what} left; OpenVINO's stateful text models need at least 1: keep "
+            "one in the plan"
+        )
 
 
 def export_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -108,20 +133,25 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Non
 
 @contextmanager
 def _unchanged(model: PreTrainedModel) -> Iterator[None]:
-    """Puts back what the exporter changes on the model: `forward`, configuration flags, training mode, attention."""
+    """Puts back what the exporter changes on the model: `forward`, configuration, training mode, attention."""
     config, own_forward = model.config, model.__dict__.get("forward")
     before = dict(config.__dict__)
     training = model.training
     attention = config._attn_implementation
-    if attention != "sdpa":  # the runtime fuses this one with its cache
-        model.set_attn_implementation("sdpa")
+    # The runtime fuses torch's fused attention with its cache; soft caps have no fused form.
+    eager = needs_eager(config) or family_of(config).mixer
+    wanted = "eager" if eager else "sdpa"
+    if attention != wanted:
+        model.set_attn_implementation(wanted)
+    # The exporter makes the states of the architectures that it knows by name.
+    config.model_type = row_of(str(config.model_type))[0]
     try:
         yield
     finally:
         model.__dict__.pop("forward", None)
         if own_forward is not None:
             model.__dict__["forward"] = own_forward
-        if attention != "sdpa":
+        if attention != wanted:
             model.set_attn_implementation(attention)
         config.__dict__.clear()
         config.__dict__.update(before)

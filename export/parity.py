@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prune_export.export.checks import Step, parity_checks
 from prune_export.export.gate import KEPT, Reference, check_against, greedy, ir_greedy_agreement
+from prune_export.prune.families import family_of
 from prune_export.prune.shapes import model_shape
 
 
@@ -33,7 +34,7 @@ def torch_reference(model: PreTrainedModel) -> Reference:
     shape = model_shape(model.config)
     logits = {}
     for check in parity_checks(shape.context):
-        stepper = _Torch(model, kept=KEPT)
+        stepper = _stepper(model, kept=KEPT)
         logits[check.name] = tuple(stepper.step(step) for step in check.steps(shape.vocab_size))
     return Reference(shape.context, shape.vocab_size, logits)
 
@@ -46,7 +47,7 @@ def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray
         prompt_ids: [T].
         new_tokens: tokens to generate.
     """
-    return greedy(_Torch(model, kept=1).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
+    return greedy(_stepper(model, kept=1).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
 
 
 def greedy_agreement(
@@ -70,6 +71,10 @@ def greedy_agreement(
     expected = greedy_tokens_of(model, prompt_ids, new_tokens=max(0, min(new_tokens, room)))
     threads = torch.get_num_threads()
     return ir_greedy_agreement(directory, prompt_ids, expected, precision=precision, threads=threads)
+
+
+def _stepper(model: PreTrainedModel, *, kept: int) -> _Torch | _TorchMixer:
+    return _TorchMixer(model, kept=kept) if family_of(model.config).mixer else _Torch(model, kept=kept)
 
 
 class _Torch:
@@ -98,4 +103,35 @@ class _Torch:
             )
         self._cache = output.past_key_values
         logits: NDArray[np.float32] = output.logits.float().numpy()
+        return logits
+
+
+class _TorchMixer:
+    """The same for a state-space model: no positions, and one token at a time once there is a state.
+
+    Args:
+        model: in evaluation mode.
+        kept: logits are given for that many of the last tokens of a step.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, kept: int) -> None:
+        self._model = model
+        self._kept = kept
+        self._cache: Any = None
+
+    def step(self, step: Step) -> NDArray[np.float32]:
+        """Logits [B, kept, V]."""
+        ids = torch.from_numpy(step.ids)
+        if self._cache is None:  # padding is on the left, so the first step has all of it
+            logits = self._call(ids, torch.from_numpy(step.mask))
+        else:
+            logits = torch.cat([self._call(token, None) for token in ids.split(1, dim=1)], dim=1)
+        kept: NDArray[np.float32] = logits[:, -self._kept :].float().numpy()
+        return kept
+
+    def _call(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        with torch.inference_mode():
+            output = self._model(input_ids=ids, attention_mask=mask, cache_params=self._cache, use_cache=True)
+        self._cache = output.cache_params
+        logits: torch.Tensor = output.logits
         return logits

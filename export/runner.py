@@ -12,6 +12,7 @@ from prune_export.export.checks import Step
 from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export.quiet import quiet
 from prune_export.files import release_pages
+from prune_export.manifest import asked_cache
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -54,7 +55,8 @@ class IrRunner:
 
     Args:
         directory: holds openvino_model.xml.
-        precision: "fp32" computes in fp32 throughout; for any other the runtime's defaults apply.
+        precision: "fp32" computes in fp32 throughout; for any other the runtime's defaults apply.  A cache precision
+            that the export was asked for holds beside both.
         threads: threads of the runtime; 0 leaves the choice to it.
     """
 
@@ -63,6 +65,8 @@ class IrRunner:
             import openvino
         properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         properties |= FP32_PROPERTIES if precision == "fp32" else {}
+        if cache := asked_cache(directory):
+            properties["KV_CACHE_PRECISION"] = cache
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)
         release_pages(directory)  # the compiled model has its own copy of most weights

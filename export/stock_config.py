@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prune_export.prune.families import family_of
 from prune_export.prune.shapes import head_dim
 
 
@@ -34,7 +35,8 @@ def stock_config(model: PreTrainedModel, family: str) -> dict[str, Any]:
     stock = AutoConfig.for_model(family)
     data["model_type"] = stock.model_type
     data["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[stock.model_type]]
-    data["head_dim"] = head_dim(model.config)
+    if not family_of(model.config).mixer:
+        data["head_dim"] = head_dim(model.config)
     data["dtype"] = "float32"
     data["use_cache"] = True
     return data

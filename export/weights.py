@@ -1,135 +1,178 @@
-"""Weight compression of an exported fp32 IR with NNCF: int8 per channel, int4 in groups.  Nothing is traced again."""
+"""The precisions of an exported IR: half-precision storage, and NNCF's int8 per channel and int4 in groups.
+
+All of them are made from the fp32 export; nothing is traced again.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.export.files import MODEL_BIN, MODEL_XML
+from prune_export.export.half_precision import HALF, is_in_half, mark_conversions, store_in_half
+from prune_export.export.integer_weights import QUANTIZED, Calibration, departures, integer_weights, quantized
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.quiet import quiet
-from prune_export.manifest import MANIFEST
+from prune_export.manifest import MANIFEST, OPENVINO_RECORD
+from prune_export.records import from_json
 
-# Tried in this order for each layer; NNCF raises an error for a width that the group does not divide.
-_GROUPS = (128, 64, 32)
-_BITS = {"u8": 8, "i8": 8, "u4": 4, "i4": 4}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+_CACHE_OPTION = "KV_CACHE_PRECISION"
 
 
 @dataclass(frozen=True)
 class CompressionRecord:
-    """What became of the weights.
+    """What became of the weights; written to `openvino_export.json`.
 
     Attributes:
-        precision: "int8" or "int4".
-        mode: NNCF's name of the scheme.
+        precision: of the weights.
+        mode: NNCF's name of the scheme; empty where nothing is quantized.
         group_size: weights that share a scale, as asked for; 0 for int8, where a whole row shares one.
         smaller_groups: layer to its group size where the one asked for does not divide the layer's input width.
-        int8_layers: layers in int8 of an int4 artifact: embeddings, head, widths that no group divides.
+        int8_layers: layers in int8 of an int4 artifact: embeddings, head, widths that no group divides, and what
+            `ratio` leaves out.
         weights_bytes: size of the new .bin file.
+        fp32_layers: layers of an int8 or int4 artifact that stay in fp32.
+        kv_cache: hint to the runtime that was asked for; empty for the precision's own.
+        ratio: as asked for.
+        methods: what the rounding was prepared with: "awq", "scale estimation", "gptq".
+        calibration: name and digests of the text that they, or `ratio`, went by; empty without one.
     """
 
     precision: str
-    mode: str
-    group_size: int
-    smaller_groups: dict[str, int]
-    int8_layers: tuple[str, ...]
-    weights_bytes: int
+    mode: str = ""
+    group_size: int = 0
+    smaller_groups: dict[str, int] = field(default_factory=dict)
+    int8_layers: tuple[str, ...] = ()
+    weights_bytes: int = 0
+    fp32_layers: tuple[str, ...] = ()
+    kv_cache: str = ""
+    ratio: float = 1.0
+    methods: tuple[str, ...] = ()
+    calibration: dict[str, str] = field(default_factory=dict)
+
+    def departures(self) -> dict[str, str]:
+        """Layer to what it is stored in, where that is not the precision, or the group size, that was asked for."""
+        return {
+            **{name: f"{self.precision} in groups of {group}" for name, group in self.smaller_groups.items()},
+            **dict.fromkeys(self.int8_layers, "int8"),
+            **dict.fromkeys(self.fp32_layers, "fp32"),
+        }
 
 
-def compress(source_directory: Path, directory: Path, *, precision: str, group_size: int = 128) -> CompressionRecord:
-    """Writes a copy of an fp32 export with compressed weights; the tokenizer and configuration files are copied.
+def compress(
+    source_directory: Path,
+    directory: Path,
+    *,
+    precision: str,
+    options: OpenVinoOptions | None = None,
+    calibration: Calibration | None = None,
+) -> CompressionRecord:
+    """Writes a copy of an fp32 export with its weights in another precision; the files beside the IR are copied.
 
     int8 is asymmetric per output channel, embeddings and head included; int4 is asymmetric in groups, embeddings and
     head in int8: the defaults of optimum-intel's command line.  The 8-bit cache, the runtime's default for compressed
-    models, takes the place of the fp16 one.
+    models, takes the place of the fp16 one.  fp16 and bf16 hold the matrices in half precision.
 
     Args:
         source_directory: what `export_openvino` wrote.
         directory: where to write; made if missing.
-        precision: of the weights.
-        group_size: for int4: 128, 64 or 32; smaller ones are used for the layers that it does not fit.
+        precision: of the weights; fp32 leaves them as they are.
+        options: how, where it shall not be the default.
+        calibration: what int4 weights are rounded with, where the options ask for that.
 
     Raises:
-        BadInputError: unknown precision or group size, no IR in the source, or it is compressed already.
+        BadInputError: unknown precision, no IR in the source, one that is compressed already, a weight beyond fp16's
+            range, no layer that int4 fits, a cache hint for a model whose cache the runtime does not manage, or options
+            that need calibration tokens without any.
     """
-    if precision not in ("int8", "int4"):
-        raise BadInputError(f'weights cannot be compressed to "{precision}": use int8 or int4')
-    if group_size not in _GROUPS:
-        raise BadInputError(f"int4 group size {group_size} is not supported: use one of {', '.join(map(str, _GROUPS))}")
+    if precision not in PRECISIONS:
+        raise BadInputError(f'weights cannot be compressed to "{precision}": use one of {", ".join(PRECISIONS)}')
     if not (source_directory / MODEL_XML).is_file():
         raise BadInputError(f"{source_directory} has no {MODEL_XML}: export the model in fp32 first")
+    options = options or OpenVinoOptions()
+    if options.needs_text and calibration is None:
+        raise BadInputError("scale estimation, GPTQ and calibrated choices need calibration tokens: give some")
     directory.mkdir(parents=True, exist_ok=True)
     with quiet():
-        model, mode = _compressed(source_directory / MODEL_XML, precision, group_size)
-        import openvino
-
-        openvino.save_model(model, directory / MODEL_XML, compress_to_fp16=False)
-        small, int8 = _departures(model, precision, group_size)
+        record = _write_model(source_directory, directory, precision, options, calibration)
     _copy_companions(source_directory, directory)
+    (directory / OPENVINO_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf8")
+    return record
+
+
+def departures_of(directory: Path) -> dict[str, str]:
+    """`CompressionRecord.departures` of what `compress` wrote to a directory; none for an fp32 export."""
+    path = directory / OPENVINO_RECORD
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text(encoding="utf8"))
+    known = {item.name for item in fields(CompressionRecord)}
+    record = from_json(CompressionRecord, {key: data[key] for key in known & data.keys()}, where=str(path))
+    return record.departures()
+
+
+def _write_model(
+    source: Path, directory: Path, precision: str, options: OpenVinoOptions, calibration: Calibration | None
+) -> CompressionRecord:
+    import openvino
+
+    # The file is mapped, not read: only the new weights take memory.
+    model = openvino.Core().read_model(source / MODEL_XML)
+    if any(True for _ in integer_weights(model)) or is_in_half(model):
+        raise BadInputError(f"{source} has compressed weights already: give the fp32 export")
+    mode = ""
+    if precision in QUANTIZED:
+        model, mode = quantized(model, precision, options, calibration)
+    elif precision in HALF:
+        store_in_half(model, precision)
+    departing = departures(model, precision, options.group_size)
+    _set_cache_precision(model, precision, options.kv_cache)
+    if precision == "fp32" and not options.kv_cache:
+        for name in (MODEL_XML, MODEL_BIN):
+            shutil.copyfile(source / name, directory / name)
+    else:
+        openvino.save_model(model, directory / MODEL_XML, compress_to_fp16=False)
+        if precision in HALF:
+            mark_conversions(directory / MODEL_XML)
     return CompressionRecord(
         precision=precision,
         mode=mode,
-        group_size=group_size if precision == "int4" else 0,
-        smaller_groups=small,
-        int8_layers=int8,
+        group_size=options.group_size if precision == "int4" else 0,
+        **departing,
         weights_bytes=(directory / MODEL_BIN).stat().st_size,
+        kv_cache=options.kv_cache,
+        ratio=options.ratio,
+        methods=options.methods,
+        calibration=calibration.described if calibration is not None else {},
     )
 
 
-def _compressed(path: Path, precision: str, group_size: int) -> tuple[Any, str]:
-    import nncf
-    import openvino
-
-    # The file is mapped, not read: only the compressed weights take memory.
-    model = openvino.Core().read_model(path)
-    if any(True for _ in _integer_weights(model)):
-        raise BadInputError(f"{path.parent} has compressed weights already: give the fp32 export")
-    if precision == "int8":
-        mode = nncf.CompressWeightsMode.INT8_ASYM
-        model = nncf.compress_weights(model, mode=mode)
-    else:
-        mode = nncf.CompressWeightsMode.INT4_ASYM
-        advanced = nncf.AdvancedCompressionParameters(
-            # Takes the largest power of two that divides the width, down to the smallest group allowed.
-            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST,
-            min_adjusted_group_size=min(_GROUPS),
+def _set_cache_precision(model: Any, precision: str, wanted: str) -> None:
+    """The hint to the runtime; without one, compressed weights go with the runtime's own choice."""
+    if wanted and not any(node.get_type_name() == "ScaledDotProductAttention" for node in model.get_ops()):
+        raise BadInputError(
+            f"no cache of this model can be kept in {wanted}: OpenVINO manages those of fused attention alone, and it "
+            "has none; leave --kv-cache-precision out"
         )
-        model = nncf.compress_weights(model, mode=mode, group_size=group_size, ratio=1.0, advanced_parameters=advanced)
-    _forget_cache_precision(model)
-    return model, str(mode.value)
-
-
-def _forget_cache_precision(model: Any) -> None:
-    if model.has_rt_info(["runtime_options", "KV_CACHE_PRECISION"]):
-        options = model.get_rt_info("runtime_options").value
-        options.pop("KV_CACHE_PRECISION")
-        model.set_rt_info(options, "runtime_options")
-
-
-def _integer_weights(model: Any) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Name, bits and shape of every compressed weight (not of their zero points, which have the same type)."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Constant":
-            continue
-        bits = _BITS.get(node.get_element_type().get_type_name())
-        name = node.get_friendly_name().removeprefix("self.").removesuffix(".weight")
-        if bits is not None and "zero_point" not in name and node.get_output_partial_shape(0).rank.get_length() >= 2:
-            yield name, bits, tuple(node.get_output_shape(0))
-
-
-def _departures(model: Any, precision: str, group_size: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Layers in smaller groups, and layers in int8, of an int4 model.  A grouped weight is [out, groups, group]."""
-    if precision == "int8":
-        return {}, ()
-    weights = sorted(_integer_weights(model))
-    small = {name: shape[-1] for name, bits, shape in weights if bits == 4 and shape[-1] < group_size}
-    return small, tuple(name for name, bits, _ in weights if bits == 8)
+    if not wanted and precision not in QUANTIZED:
+        return
+    options = dict(model.get_rt_info("runtime_options").value) if model.has_rt_info(["runtime_options"]) else {}
+    options.pop(_CACHE_OPTION, None)
+    if wanted:
+        options[_CACHE_OPTION] = wanted
+    model.set_rt_info(options, "runtime_options")
 
 
 def _copy_companions(source: Path, directory: Path) -> None:
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in (MODEL_XML, MODEL_BIN, MANIFEST):
+        if path.name in (MODEL_XML, MODEL_BIN, MANIFEST, OPENVINO_RECORD):
+            continue
+        if path.is_dir():  # further chat templates
+            shutil.copytree(path, directory / path.name, dirs_exist_ok=True)
+        elif path.is_file():
             shutil.copyfile(path, directory / path.name)

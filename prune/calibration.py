@@ -83,7 +83,7 @@ def default_size(
     return CalibrationSize(windows=max(1, tokens // length), length=length)
 
 
-def default_fast_size(shape: ModelShape, *, flops: float = 4e13) -> CalibrationSize:
+def default_fast_size(shape: ModelShape, *, flops: float = 2.6e13) -> CalibrationSize:
     """Calibration size of the fast search with compensation.
 
     As many tokens as its fits profit from, fewer where that would cost more than about `flops`, in windows short enough

@@ -80,8 +80,14 @@ class Divergence:
                 layer = self._dense[block // 2]
                 part = "mlp" if block % 2 and layer.mlp_width else "attention" if layer.kv_heads else "mixer"
                 raise not_finite(block_name(block, part))
-        self._log_p = torch.cat([torch.log_softmax(self._runner.logits(rows), -1) for rows in self._rows(hidden)])
-        return self._nll(self._log_p)
+        # Filled piece by piece: of a large vocabulary it is the largest tensor of the search.
+        log_p = torch.empty(self._tokens.numel(), self._runner.shape.vocab_size)
+        at = 0
+        for rows in self._rows(hidden):
+            torch.log_softmax(self._runner.logits(rows), -1, out=log_p[at : at + len(rows)])
+            at += len(rows)
+        self._log_p = log_p
+        return self._nll(log_p)
 
     @torch.inference_mode()
     def keep_state(self, block: int) -> None:

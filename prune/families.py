@@ -23,6 +23,7 @@ __all__ = [
     "check_supported",
     "family_of",
     "is_pruned",
+    "needs_eager",
     "pruned_classes",
     "pruned_module",
     "stock_classes",
@@ -59,6 +60,12 @@ def check_supported(config: Any) -> None:
             raise BadInputError(
                 f"a model of family {family.name} with {rule.flag} = {value} is not supported: {rule.why}"
             )
+
+
+def needs_eager(config: Any) -> bool:
+    """Whether only eager attention computes what a configuration defines."""
+    setting = family_of(config).eager_with
+    return setting is not None and _get(config, setting, None) is not None
 
 
 def pruned_module(family: Family) -> ModuleType:

@@ -58,6 +58,8 @@ class Family:
         rotary: path of the rotary embedding, whose buffers are not in checkpoints, if there is one.
         head: path of the LM head.
         softcap: configuration name of the soft cap of the logits, if the family has one.
+        eager_with: configuration setting with which eager attention alone computes what the family defines: the fused
+            ones leave soft caps of the attention scores out without a word.
         parallel: configuration flag that lets attention and MLP read the same input, if there is one.
         attention: path of the attention in a layer.
         mlp: path of the MLP in a layer; empty when its projections lie in the layer itself.
@@ -99,6 +101,7 @@ class Family:
     rotary: str | None = "model.rotary_emb"
     head: str = "lm_head"
     softcap: str | None = None
+    eager_with: str | None = None
     parallel: str | None = None
     attention: str = "self_attn"
     mlp: str = "mlp"

@@ -65,6 +65,7 @@ ROWS = (
         pruned_model_class="PruneGemma2ForCausalLM",
         bias_flags={"attention_bias": ("q", "k", "v", "o")},
         softcap="final_logit_softcapping",
+        eager_with="attn_logit_softcapping",
         attention_post_norm="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm",
         mlp_post_norm="post_feedforward_layernorm",

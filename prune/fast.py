@@ -30,7 +30,7 @@ from prune_export.prune.uniform import UniformAllocation
 from prune_export.shape import LayerShape, ModelShape
 
 _SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
-_SCORING_FLOPS = 4e13
+_SCORING_FLOPS = 2.5e13
 _OPTIONS = 7  # scored of a layer, about
 _LEAST_BYTES = 64 << 20
 _TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from prune_export.errors import BadInputError
 from prune_export.files import release_pages, sha256
-from prune_export.prune.families import Family, family_of, is_pruned, pruned_classes, stock_classes
+from prune_export.prune.families import Family, family_of, is_pruned, needs_eager, pruned_classes, stock_classes
 from prune_export.prune.quiet import quiet
 from prune_export.prune.remote import is_remote, remote_config, remote_model
 from prune_export.prune.shapes import model_shape
@@ -74,6 +74,8 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32, trust_rem
     release_pages(directory)  # every value was looked at once; what the model uses comes back as it is used
     with quiet():
         model.generation_config = _generation_config(directory, config)
+        if needs_eager(config):
+            model.set_attn_implementation("eager")
     return model
 
 

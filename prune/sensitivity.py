@@ -18,6 +18,7 @@ from prune_export.prune.sub_blocks import SubBlock
 _DAMPING = 0.1
 PROBE_TOKENS = 8192  # that gradients are taken of
 _SEED = 20242
+_HEAD_BYTES = 16 << 20
 
 
 def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -35,16 +36,39 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
         with ExitStack() as stack, torch.enable_grad():
             for block in blocks:
                 stack.callback(block.module.register_forward_hook(_probe(probes, block.index)).remove)
-            logits = model(input_ids=row[None], use_cache=False).logits[0].float()
-            if not bool(torch.isfinite(logits).all()):
+            hidden = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0]
+            above = _drawn_gradient(model, hidden.detach(), generator)
+            if above is None:
                 continue  # the walk over the same tokens names the layer
-            log_p = torch.log_softmax(logits, -1)
-            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-            gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), list(probes.values()))
+            gradients = torch.autograd.grad(hidden, list(probes.values()), above)
         for index, gradient in zip(probes, gradients, strict=True):
             rows = gradient.reshape(-1, gradient.shape[-1]).float()
             sums[index] += rows.T @ rows
     return {index: _root(total) for index, total in sums.items()}
+
+
+@torch.no_grad()
+def _drawn_gradient(model: Any, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
+    """Gradient of sum log p(y) at the head's input [T, D], y drawn from p; None where logits are not finite.
+
+    By hand, a piece at a time: autograd would keep several tensors of the vocabulary's size.
+    """
+    head = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    parts = []
+    for rows in hidden.split(max(1, _HEAD_BYTES // (4 * len(head.weight)))):
+        logits = head(rows).float()
+        if not bool(torch.isfinite(logits).all()):
+            return None
+        slope = None
+        if cap is not None:
+            bent = torch.tanh(logits / cap)
+            logits, slope = cap * bent, 1.0 - bent.square()
+        pull = torch.softmax(logits, -1)
+        drawn = torch.multinomial(pull, 1, generator=generator)
+        pull.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=pull.dtype))
+        parts.append((pull if slope is None else pull * slope) @ head.weight.float())
+    return torch.cat(parts).to(hidden.dtype)
 
 
 def len_out(block: SubBlock) -> int:

@@ -109,6 +109,14 @@ def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request)
     assert manifest.rounds[-1].met
 
 
+@pytest.mark.usefixtures("simulated")
+def test_the_manifest_names_the_layers_that_int4_takes_in_smaller_groups_or_not_at_all(request_: Request) -> None:
+    manifest = deliver(replace(request_, target=Target("tpot", 1.0), precisions=("int4",))).manifest
+    assert manifest.departures["model.layers.0.self_attn.q_proj"] == "int4 in groups of 64"
+    assert manifest.departures["model.embed_tokens"] == "int8"
+    assert "model.layers.0.mlp.down_proj" not in manifest.departures  # 128 wide
+
+
 def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour that slows the pruned model by a third in the first closing measurement, and never again."""
     calls = []

@@ -54,7 +54,7 @@ def test_both_formats_lie_side_by_side(checkpoint: Path, tmp_path: Path) -> None
 
 def test_formats_and_precisions_that_do_not_go_together_are_refused() -> None:
     assert [row.name for row in formats_of("both", precision="int8")] == ["openvino", "onnx"]
-    with pytest.raises(BadInputError, match="format openvino has no precision bf16: use one of fp32, int8, int4"):
-        formats_of("both", precision="bf16")
+    with pytest.raises(BadInputError, match="format openvino has no precision fp8: use one of fp32, fp16, bf16, int8"):
+        formats_of("both", precision="fp8")
     with pytest.raises(BadInputError, match='format "gguf" is not one of openvino, onnx, decilm, both'):
         formats_of("gguf", precision="int8")

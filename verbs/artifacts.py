@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from prune_export.errors import BadInputError
+from prune_export.export.openvino_options import BACKUPS, CACHES, GROUPS, OpenVinoOptions
 from prune_export.formats import BOTH, FORMATS, PRECISIONS
+from prune_export.hashes import sealed
 from prune_export.progress import Progress
 from prune_export.records import to_json
 from prune_export.verbs.command import check_file, emit, limit_torch, positive
@@ -26,6 +28,25 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=PRECISIONS, help="of the weights (default int8; for decilm as in the checkpoint)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True)
+    default = OpenVinoOptions()
+    group = parser.add_argument_group("OpenVINO, with the meaning that optimum-cli export openvino gives them")
+    group.add_argument(
+        "--group-size", type=int, choices=GROUPS, help=f"int4 weights that share a scale (default {default.group_size})"
+    )
+    group.add_argument("--sym", action="store_true", help="int8 or int4 without zero points")
+    group.add_argument("--ratio", type=float, metavar="R", help="share of layers in int4 (default 1)")
+    group.add_argument("--all-layers", action="store_true", help="embeddings and head in int4 too")
+    group.add_argument(
+        "--backup-precision", choices=BACKUPS, help=f"of layers that get no int4 (default {default.backup})"
+    )
+    group.add_argument("--awq", action="store_true", help="rescale channels before rounding to int4")
+    group.add_argument("--scale-estimation", action="store_true", help="int4 scales by the error on calibration text")
+    group.add_argument("--gptq", action="store_true", help="int4 by GPTQ on calibration text")
+    group.add_argument("--calibration", metavar="TEXT", help="text for these and for --awq and --ratio")
+    group.add_argument("--num-samples", type=int, metavar="N", help=f"windows of it (default {default.samples})")
+    group.add_argument(
+        "--kv-cache-precision", choices=CACHES, help="hint to the runtime (default: f16, beside int8 and int4 its own)"
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -37,12 +58,30 @@ def run_export(arguments: argparse.Namespace) -> int:
         arguments.output,
         format=arguments.format,
         precision=arguments.precision,
+        openvino=_openvino_options(arguments),
         force=arguments.force,
         command=arguments.command,
         progress=Progress(quiet=arguments.quiet),
     )
     print(f"exported: {arguments.output} (largest logit error in fp32 {parity.max_logit_error:.1e})")
     return 0
+
+
+def _openvino_options(arguments: argparse.Namespace) -> OpenVinoOptions:
+    given = {
+        "group_size": arguments.group_size,
+        "symmetric": arguments.sym or None,
+        "ratio": arguments.ratio,
+        "all_layers": arguments.all_layers or None,
+        "backup": arguments.backup_precision,
+        "awq": arguments.awq or None,
+        "scale_estimation": arguments.scale_estimation or None,
+        "gptq": arguments.gptq or None,
+        "calibration": arguments.calibration,
+        "samples": arguments.num_samples,
+        "kv_cache": arguments.kv_cache_precision,
+    }
+    return OpenVinoOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +135,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         print(render_text(result))
     if manifest is not None:
         manifest = with_measurement(manifest, result.measurements[0], profile)
-        emit(json.dumps(to_json(manifest), indent=1), arguments.manifest)
+        emit(json.dumps(sealed(to_json(manifest)), indent=1), arguments.manifest)
         if "-" not in (arguments.json, arguments.csv, arguments.manifest):
             print("\n".join(sentences(manifest)))
     emit(json.dumps(render_json(result), indent=1), arguments.json)

@@ -101,9 +101,15 @@ def test_the_properties_of_each_precision_are_explicit() -> None:
     assert [cache_bytes(name) for name in OPTIONS] == [4, 2, 2, 1, 1]
 
 
-def test_bf16_needs_a_device_that_has_it() -> None:
-    with pytest.raises(BadInputError, match="the CPU here has no bf16: use fp32 or int8"):
-        runtime_properties("bf16", threads=1, device="CPU", capabilities=["FP32"])
+def test_bf16_weights_are_widened_where_the_device_has_no_bf16() -> None:
+    for capabilities, compute, cache in ((["BF16", "FP32"], "bf16", "bf16"), (["FP32"], "f32", "f16")):
+        found = runtime_properties("bf16", threads=1, device="CPU", capabilities=capabilities)
+        assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == (compute, cache)
+
+
+def test_a_cache_that_the_export_was_asked_for_goes_before_that_of_the_precision() -> None:
+    found = runtime_properties("fp32", threads=1, device="CPU", capabilities=["FP32"], kv_cache="u8")
+    assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == ("f32", "u8")
 
 
 def test_the_options_are_those_that_openvino_runs_with(tiny_ir: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from prune_export.delivery.latency import latency_table
 from prune_export.delivery.request import Request, default_output
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.state import KnownTrial, RunState
 from prune_export.delivery.steps import default_group
 from prune_export.delivery.variants import check_nll
-from prune_export.errors import ParityError
+from prune_export.errors import BadInputError, ParityError
 from prune_export.progress import Progress
-from prune_export.shape import LayerShape, ModelShape
+from prune_export.shape import LayerShape, MixerShape, ModelShape
 from prune_export.target import Target
 
 
@@ -95,3 +98,10 @@ def test_a_wrong_kernel_fails_the_gate_and_rounding_does_not() -> None:
     for error, precision in ((0.3, "int8"), (0.002, "fp32"), (float("nan"), "int8")):
         with pytest.raises(ParityError, match="computes something else on this processor"):
             check_nll(error, precision=precision, name="pruned")
+
+
+def test_a_state_space_model_has_no_latency_table() -> None:
+    layers = (LayerShape(0, 0, 0, 64, 0),) * 2
+    job: Any = SimpleNamespace(shape=ModelShape("mamba", 32, 1, 61, True, layers, mixer=MixerShape(fixed=32, unit=99)))
+    with pytest.raises(BadInputError, match="a mamba model has neither: use --target-ratio"):
+        latency_table(job, SimpleNamespace())  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from tiny_models import (  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, keep_all
+from prune_export.prune import sensitivity
 from prune_export.prune.closed_form import shared_update
 from prune_export.prune.divergence import Divergence
 from prune_export.prune.layer_runner import LayerRunner
@@ -117,6 +118,24 @@ def test_fisher_information_is_that_of_autograd() -> None:
     assert cosine > 0.97
     assert torch.allclose(roots[block.index], roots[block.index].T, atol=1e-6)
     assert torch.equal(output_sensitivity(model, blocks, ids)[block.index], roots[block.index])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_gradient_above_the_head_is_that_of_autograd(family: str) -> None:
+    """The same draws from the same seed; Gemma-2 caps its logits."""
+    model = tiny_model(family)
+    assert (getattr(model.config, "final_logit_softcapping", None) is not None) == (family == "gemma2")
+    hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    found = sensitivity._drawn_gradient(model, hidden.detach(), torch.Generator().manual_seed(5))
+    logits = model.get_output_embeddings()(hidden)
+    if family == "gemma2":
+        cap = model.config.final_logit_softcapping
+        logits = cap * torch.tanh(logits / cap)
+    log_p = torch.log_softmax(logits, -1)
+    drawn = torch.multinomial(log_p.detach().exp(), 1, generator=torch.Generator().manual_seed(5))
+    (expected,) = torch.autograd.grad(log_p.gather(1, drawn).sum(), hidden)
+    assert found is not None
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_divergence_between_scored_sizes() -> None:

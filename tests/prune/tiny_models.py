@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from prune_export.plan import LayerKeep, PrunePlan, keep_all
-from prune_export.prune.families import FAMILIES
+from prune_export.prune.families import FAMILIES, needs_eager
 from prune_export.prune.shapes import model_shape
 
 torch.set_num_threads(1)
@@ -116,6 +116,8 @@ def tiny_model(variant: str = "llama", *, seed: int = 0, layers: int = 5, **more
     config = getattr(transformers, FAMILIES[family].config_class)(**settings)
     model = getattr(transformers, FAMILIES[family].model_class)(config).eval().requires_grad_(False)
     fill_with_noise(model, seed)
+    if needs_eager(config):  # as `load_model` does
+        model.set_attn_implementation("eager")
     model.generation_config.eos_token_id = None
     return model
 
