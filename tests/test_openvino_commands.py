@@ -106,5 +106,5 @@ def test_a_family_that_a_format_lacks_is_refused_before_its_weights_are_read(
         assert words in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    with pytest.raises(BadInputError, match='format "gguf" is not one of openvino, onnx, both'):
+    with pytest.raises(BadInputError, match='format "gguf" is not one of openvino, onnx, decilm, both'):
         formats_of("gguf", precision="int8")
