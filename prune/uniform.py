@@ -93,7 +93,7 @@ class UniformAllocation:
 
     def allocate(self, problem: Problem, budget: float) -> list[NDArray[np.int64]] | None:
         """Choices whose cost is at most `budget`, least predicted harm first; None when there is none."""
-        ranked = []
+        ranked: list[tuple[float, int, _Pair, Problem]] = []
         for pair in self._pairs:
             layers = pair.layers(problem)
             stays = _plainly(layers, budget)
