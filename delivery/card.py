@@ -204,9 +204,9 @@ def _figure_row(candidate: Candidate, metric: str, base: float) -> tuple[str, ..
     times: tuple[str, ...]
     if measured is None:
         guess = speed(candidate, metric, "p90")
-        times, memory = ("-", "-" if guess is None else f"~{format_duration(guess)}"), "-"
+        times, memory = ["-", "-" if guess is None else f"~{format_duration(guess)}"], "-"
     else:
-        times = tuple(format_duration(measured.percentile(metric, statistic)) for statistic in ("p50", "p90"))
+        times = [format_duration(measured.percentile(metric, statistic)) for statistic in ("p50", "p90")]
         memory = format_bytes(measured.peak_rss_bytes) if measured.peak_rss_bytes else "-"
     return (
         candidate.name,

@@ -74,7 +74,7 @@ def read_decilm(directory: Path) -> Any:
     settings = {name: data[name] for name in _KEPT_SETTINGS}
     settings |= {"num_hidden_layers": data["num_hidden_layers"], "num_attention_heads": heads, "prune_layers": rows}
     model = empty_model(pruned_classes(FAMILIES["llama"])[0](**settings))
-    state: dict[str, Any] = {}
+    state: dict[str, torch.Tensor] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             state |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  no mapping
