@@ -201,7 +201,6 @@ def _figures(manifest: Manifest) -> list[str]:
 
 def _figure_row(candidate: Candidate, metric: str, base: float) -> tuple[str, ...]:
     measured = candidate.measurement
-    times: tuple[str, ...]
     if measured is None:
         guess = speed(candidate, metric, "p90")
         times, memory = ["-", "-" if guess is None else f"~{format_duration(guess)}"], "-"

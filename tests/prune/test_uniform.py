@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from functools import partial
