@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
-from prune_export.delivery.resources import TreeMemory, free_memory
+from prune_export.delivery.resources import TreeMemory, free_memory, map_large_blocks
 from prune_export.delivery.search import replayable
 from prune_export.delivery.sparse import check_sparsity
 from prune_export.errors import BadInputError
@@ -66,6 +66,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
         BadInputError: anything in the request that cannot work, before any long work.
     """
     exporter_of(request.format)
+    map_large_blocks()
     output = (request.output or default_output(request)).absolute()
     check_destination(output, force=request.force)
     profile = load_profile(request.device)

@@ -12,6 +12,7 @@ from types import TracebackType
 import psutil
 
 _INTERVAL_S = 0.2
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 20
 
 
 class TreeMemory:
@@ -76,6 +77,16 @@ class TreeMemory:
     def _note(self, bytes_: int) -> None:
         phase = self._phase()
         self.phases_bytes[phase] = max(self.phases_bytes.get(phase, 0), bytes_)
+
+
+def map_large_blocks() -> None:
+    """Makes the C library take blocks of 1 MiB and more from the system, and give them back at once, for this process.
+
+    glibc raises that size by itself, up to 32 MiB, as such blocks are freed; tensors then share the heap with small
+    objects that outlive them, and it never shrinks: at 135 million parameters a search kept 0.5 GB that it did not use.
+    """
+    with suppress(OSError, AttributeError):  # another C library: nothing to set
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def free_memory() -> None:
