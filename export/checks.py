@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 # Longest sequence that is run: the checks stay within seconds for models of a few billion parameters.  Rotary positions
 # up to the context's last are reached with short sequences that begin there.
-_LONGEST = 256
+LONGEST = 256
 _SEED = 20250119
 
 
@@ -65,7 +65,7 @@ class Check:
 def parity_checks(context: int) -> tuple[Check, ...]:
     """The checks for a model whose longest sequence is `context` tokens."""
     one, three = (0,), (0, 3, 7)
-    length = min(context, _LONGEST)
+    length = min(context, LONGEST)
     checks = [
         Check("prefill, batch 1", one, _within(context, 17)),
         Check("prefill, batch 3, left padding", three, _within(context, 17)),
@@ -76,7 +76,7 @@ def parity_checks(context: int) -> tuple[Check, ...]:
         # In two halves: a large vocabulary's logits for all of it at once would be the largest memory of the gate.
         Check(f"long prompt, {length} tokens", one, (length - length // 2 - 1, length // 2, 1)),
     ]
-    if context > _LONGEST:
+    if context > LONGEST:
         checks.append(Check(f"last positions, up to {context - 1}", one, (7, 1), first_position=context - 8))
     return tuple(checks)
 
