@@ -164,6 +164,19 @@ def test_a_stock_model_computes_what_the_pruned_one_does(
     assert stock_model(stock) is stock
 
 
+@pytest.mark.parametrize("variant", ABLE)
+def test_fewer_heads_and_layers_gone_from_front_and_middle(variant: str) -> None:
+    """Head width and each layer's window stay those of the dense layers, whatever number a layer gets."""
+    model = tiny_model(variant)
+    gone, half = LayerKeep((), ()), LayerKeep((1,), tuple(range(2, 24, 2)))
+    plan = plan_of(model, {0: gone, 1: half, 2: gone, 3: half, 4: half})
+    pruned = prune_model(model, plan)
+    stock, ids = stock_model(pruned), tokens(2, 20)
+    assert (stock(ids).logits - pruned(ids).logits).abs().max() <= 1e-5
+    assert model_shape(stock.config).layers == (LayerShape(2, 1, 11),) * 3
+    assert model_shape(stock.config).head_dim == plan.dense.head_dim
+
+
 def test_plain_transformers_loads_them_without_any_code(
     tmp_path: Path, searched: dict[str, tuple[PrunePlan, torch.nn.Module]]
 ) -> None:
