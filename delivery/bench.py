@@ -52,9 +52,9 @@ def measured(
             settled=(lambda found: _spread(job, found) <= SPREAD) if judged else None,
             most_rounds=MOST_ROUNDS if judged else rounds,
         )
-    if judged and (spread := _spread(job, results)) > SPREAD:
+    if judged and (apart := _spread(job, results)) > SPREAD:
         job.progress.note(
-            f"note: {len(results[0].load_s)} rounds still disagree by {spread:.1%} (limit {SPREAD:.0%}): the machine "
+            f"note: {len(results[0].load_s)} rounds still disagree by {apart:.1%} (limit {SPREAD:.0%}): the machine "
             "is busy, figures of this phase are uncertain by as much"
         )
     job.memory.add(max(result.peak_rss_bytes for result in results))
@@ -75,6 +75,13 @@ def verdict(job: Job, baseline: Variant, variant: Variant) -> Verdict:
     assert baseline.measurement is not None
     assert variant.measurement is not None
     return judgement(job.request.target, baseline=baseline.measurement, variant=variant.measurement)
+
+
+def spread(job: Job, baseline: Variant, variant: Variant) -> float:
+    """How far the middle rounds of a compared pair are apart; both come from one call of `measured`."""
+    assert baseline.measurement is not None
+    assert variant.measurement is not None
+    return _spread(job, (baseline.measurement, variant.measurement))
 
 
 def _spread(job: Job, found: Sequence[Measurement]) -> float:

@@ -47,6 +47,7 @@ class Trial(Generic[Plan]):
         limit: the limit in force (a speed-up's limit follows the baseline measured beside the trial).
         base: the dense model's figure, measured beside the trial.
         perplexity: held-out perplexity.
+        spread: how far the middle rounds of the measurement are apart, as a share.
     """
 
     proposal: Proposal[Plan]
@@ -56,6 +57,7 @@ class Trial(Generic[Plan]):
     limit: float
     base: float
     perplexity: float
+    spread: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -189,7 +191,8 @@ def correct(
         tried.add(proposal.key)
         trial = attempt(proposal, budget, line.expected(proposal.predicted))
         line = _Line(dense, limit, (*line.trials, trial))
-        if trial.met and trial.undershoot <= CLOSE_ENOUGH:
+        # Closer than the measurement itself can tell, the next plan would follow its noise.
+        if trial.met and trial.undershoot <= max(CLOSE_ENOUGH, trial.spread):
             break
         low, high = _bracket(line.trials)
         budget = _next_budget(line.budget(), low, high)

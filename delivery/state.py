@@ -20,12 +20,16 @@ from prune_export.records import digest, from_json, to_json
 
 @dataclass(frozen=True)
 class KnownTrial:
-    """A plan that was built and measured: figures in the target metric's unit, `base` of the dense model beside it."""
+    """A plan that was built and measured: figures in the target metric's unit, `base` of the dense model beside it.
+
+    `spread` is how far the middle rounds are apart.
+    """
 
     measured: float
     limit: float
     base: float
     perplexity: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
