@@ -69,7 +69,7 @@ def test_the_peak_is_found_in_its_phase() -> None:
         for name, size in (("small", 50), ("large", 300), ("none", 0)):
             with progress.phase(name):
                 subprocess.run([sys.executable, "-c", script.format(size)], check=True)
-    assert memory.peak_phase == "large"
+    assert memory.peak_phase == "large", memory.phases_bytes
     assert memory.peak_bytes == memory.phases_bytes["large"]
     assert memory.phases_bytes["large"] > memory.phases_bytes["small"] + 200 * 2**20
 
