@@ -282,4 +282,4 @@ def test_several_models_in_a_folder_are_named(tiny_onnx: Path, tiny_ir: Path, tm
     shutil.copytree(tiny_ir, tmp_path / "openvino")
     with pytest.raises(BadInputError, match=r"several models \(onnx, openvino\): give one of these folders"):
         find_model(tmp_path)
-    assert {runtime.format for runtime in RUNTIMES} == {"onnx", "openvino"}
+    assert {runtime.format for runtime in RUNTIMES} == {"onnx", "openvino", "checkpoint"}
