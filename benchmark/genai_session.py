@@ -20,15 +20,8 @@ from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
 
 
-class OpenVINOPipeline:
-    """`openvino_genai.LLMPipeline` with its default attention back end.
-
-    Args:
-        directory: holds the IR and its tokenizer, itself or in its only sub-folder that does.
-        precision: weight precision; decides the runtime properties, which are those of the plain session.
-        threads: threads of the runtime; 0 for all physical cores.
-        device: OpenVINO device name.
-    """
+class _Pipeline:
+    """What both are made with, and what is known once they are loaded."""
 
     def __init__(self, directory: Path, *, precision: str, threads: int = 0, device: str = "CPU") -> None:
         self._directory = directory
@@ -40,6 +33,17 @@ class OpenVINOPipeline:
         self.vocab_size = 0
         self.load_s = 0.0
         self.options: dict[str, str] = {}
+
+
+class OpenVINOPipeline(_Pipeline):
+    """`openvino_genai.LLMPipeline` with its default attention back end.
+
+    Args:
+        directory: holds the IR and its tokenizer, itself or in its only sub-folder that does.
+        precision: weight precision; decides the runtime properties, which are those of the plain session.
+        threads: threads of the runtime; 0 for all physical cores.
+        device: OpenVINO device name.
+    """
 
     def load(self) -> None:
         """Reads and compiles the model.
@@ -100,7 +104,7 @@ class OpenVINOPipeline:
         return _whole(marks, new_tokens)
 
 
-class OrtPipeline:
+class OrtPipeline(_Pipeline):
     """`onnxruntime_genai.Generator`.
 
     Args:
@@ -109,17 +113,6 @@ class OrtPipeline:
         threads: threads of the runtime; 0 for all physical cores.
         device: "CPU".
     """
-
-    def __init__(self, directory: Path, *, precision: str, threads: int = 0, device: str = "CPU") -> None:
-        self._directory = directory
-        self._precision = precision
-        self._threads = threads
-        self._device = device
-        self._model: Any = None
-        self._genai: Any = None
-        self.vocab_size = 0
-        self.load_s = 0.0
-        self.options: dict[str, str] = {}
 
     def load(self) -> None:
         """Reads the model.
@@ -140,7 +133,7 @@ class OrtPipeline:
         config = self._genai.Config(str(folder))
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-        self._model = self._genai.Model(config)
+        self._pipeline = self._genai.Model(config)
         self.load_s = time.perf_counter() - begun
         self.options = {name: str(value) for name, value in options.items()}
 
@@ -152,11 +145,11 @@ class OrtPipeline:
             new_tokens: how many.
         """
         batch, tokens = prompt.shape
-        settings = self._genai.GeneratorParams(self._model)
+        settings = self._genai.GeneratorParams(self._pipeline)
         length = tokens + new_tokens
         # Of at least this length too: no token ends it early.
         settings.set_search_options(min_length=length, max_length=length, batch_size=batch, do_sample=False)
-        generator = self._genai.Generator(self._model, settings)
+        generator = self._genai.Generator(self._pipeline, settings)
         ids = prompt.astype(np.int32)
         marks = [time.perf_counter()]
         generator.append_tokens(ids)
