@@ -8,6 +8,7 @@ from dataclasses import replace
 from prune_export.benchmark.compare import drift_warning
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.delivery.request import Job, Variant
+from prune_export.delivery.resources import free_memory
 from prune_export.delivery.summary import timed_metric
 from prune_export.delivery.verdict import Verdict, figure_of, rounds_spread
 from prune_export.delivery.verdict import judged as judgement
@@ -40,6 +41,7 @@ def measured(
     """
     if not job.measured:
         return list(variants)
+    free_memory()  # what is left of exports and searches would stand beside the measured processes
     with job.progress.phase(title), job.memory.paused():
         results = measure_together(
             [Subject(item.directory, item.precision, sample_memory=not _known_peak(item)) for item in variants],

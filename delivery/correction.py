@@ -192,9 +192,13 @@ def correct(
         trial = attempt(proposal, budget, line.expected(proposal.predicted))
         line = _Line(dense, limit, (*line.trials, trial))
         # Closer than the measurement itself can tell, the next plan would follow its noise.
-        if trial.met and trial.undershoot <= max(CLOSE_ENOUGH, trial.spread):
+        near = max(CLOSE_ENOUGH, trial.spread)
+        if trial.met and trial.undershoot <= near:
             break
         low, high = _bracket(line.trials)
+        # Nor is there more to gain between a plan that met and one that missed.
+        if low > 0.0 and line.worth(high - low) <= near:
+            break
         budget = _next_budget(line.budget(), low, high)
     return line.trials
 
@@ -233,6 +237,10 @@ class _Line(Generic[Plan]):
     def expected(self, cost: float) -> float:
         """The figure of a plan of this cost."""
         return self._limit * (self._share - self._slope * (self._dense - cost))
+
+    def worth(self, cost: float) -> float:
+        """What a difference in cost makes of the figure, as a share of the limit."""
+        return self._slope * cost
 
     def budget(self, margin: float | None = None) -> float:
         """The cost whose figure lies within the limit by the margin; it grows with the misses in a row."""

@@ -12,7 +12,7 @@ from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
 # int4 weights in groups of 128 carry an fp16 scale and a 4-bit zero point each.
-WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
 
 
 def footprint(shape: ModelShape, workload: Workload, precision: str) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "Job", "Request", "SearchSettings", "Variant", "default_output"]
 
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 from prune_export.errors import BadInputError
 from prune_export.prune.families import FAMILIES, Family, pruned_classes, stock_classes
 from prune_export.prune.shapes import layer_rows, model_shape, single_projections
-from prune_export.shape import ModelShape
+from prune_export.shape import LayerShape, ModelShape
+
+KNOWN_SHAPES = {
+    "smollm2-135m": ModelShape("llama", 576, 64, 49152, True, (LayerShape(9, 3, 1536),) * 30, context=8192),
+    "llama-3.2-1b": ModelShape("llama", 2048, 64, 128256, True, (LayerShape(32, 8, 8192),) * 16, context=8192),
+}
 
 
 def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:

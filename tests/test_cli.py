@@ -59,7 +59,7 @@ def test_help_shows_an_example_and_loads_nothing_heavy(name: str) -> None:
         ([], "one target is needed, got none"),
         (["--target-latency", "4ms", "--target-ratio", "2%"], "got --target-latency and --target-ratio"),
         ([*TARGET, "--workload", "promt=3"], 'did you mean "prompt"'),
-        ([*TARGET, "--precision", "int3"], "int3 is not one of fp32, int8, int4"),
+        ([*TARGET, "--precision", "int3"], "int3 is not one of fp32, fp16, bf16, int8, int4"),
         ([*TARGET, "--distribution", "44:52"], "is not three shares"),
         ([*TARGET, "--max-quality-loss", "much"], "is not a number"),
         ([*TARGET, "--device", "cpu-xeno"], "did you mean cpu-xeon"),

@@ -117,6 +117,25 @@ def test_the_manifest_names_the_layers_that_int4_takes_in_smaller_groups_or_not_
     assert "model.layers.0.mlp.down_proj" not in manifest.departures  # 128 wide
 
 
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize(("format", "precision"), [("openvino", "bf16"), ("onnx", "fp16")])
+def test_half_precision_is_pruned_and_delivered(request_: Request, format: str, precision: str) -> None:
+    delivery = deliver(replace(request_, format=format, precisions=(precision,)))
+    manifest = delivery.manifest
+    assert (manifest.met, manifest.precision) == (True, precision)
+    dense, pruned = (
+        next(item for item in manifest.candidates if (item.name, item.precision) == (name, precision))
+        for name in ("dense", "pruned")
+    )
+    assert dense.measurement is not None
+    assert pruned.measurement is not None
+    # Two bytes a weight; norms and an ONNX graph's tables of rotations, much of so small a model, take four.
+    assert 1.9 < pruned.measurement.weights_bytes / pruned.parameters < 3.0
+    assert pruned.measurement.weights_bytes < dense.measurement.weights_bytes
+    assert manifest.parity.greedy_tokens > 0
+    assert "files as in the manifest" in verify(delivery.directory)
+
+
 def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour that slows the pruned model by a third in the first closing measurement, and never again."""
     calls = []

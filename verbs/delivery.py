@@ -29,7 +29,7 @@ def add_main(parser: argparse.ArgumentParser) -> None:
         "--precision",
         metavar="fp32,int8",
         default="fp32,int8",
-        help="weight precisions that may be delivered: fp32, int8, int4 (default fp32,int8)",
+        help="weight precisions that may be delivered: fp32, fp16, bf16, int8, int4 (default fp32,int8)",
     )
     parser.add_argument(
         "--format",

@@ -1,0 +1,92 @@
+"""Decode speed of our dense OpenVINO IR beside what `optimum-cli export openvino` makes of the same checkpoint.
+
+    python tools/openvino_speed.py --model DIR --precisions fp32,int8,int4 --rounds 5
+
+Both IRs run in the same session, in fresh processes that take turns.  Prints a Markdown table; a ratio above 1 means
+that ours is faster.  `tools/random_model.py` writes checkpoints of known dimensions; keep the machine quiet meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from prune_export.benchmark.compare import drift_warning, paired_ratio
+from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.runtimes import find_model
+from prune_export.errors import PruneExportError
+from prune_export.export.openvino_ir import export_openvino
+from prune_export.export.weights import compress
+from prune_export.profiles.load import load_profile
+from prune_export.progress import Progress
+from prune_export.prune.checkpoint import load
+from prune_export.prune.loading import load_tokenizer
+from prune_export.target import parse_workload
+from prune_export.units import format_bytes, format_duration
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="dense checkpoint")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int8,int4")
+    parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each (default 5)")
+    parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where the models are written (default: temporary)")
+    arguments = parser.parse_args()
+    progress = Progress()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        plain = Path(folder) / "fp32"
+        with progress.phase("exporting"):
+            export_openvino(load(arguments.model), load_tokenizer(arguments.model), plain)
+        print("| precision | ours, tpot p50 | optimum-cli's | optimum-cli's / ours | our bytes | optimum-cli's bytes |")
+        print("|---|---|---|---|---|---|")
+        for precision in arguments.precisions.split(","):
+            print(row(arguments, precision, plain, progress), flush=True)
+
+
+def row(arguments: argparse.Namespace, precision: str, plain: Path, progress: Progress) -> str:
+    """Exports both ways and measures them in turns."""
+    with tempfile.TemporaryDirectory(dir=plain.parent) as folder:
+        ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"
+        with progress.phase(f"writing {precision}"):
+            compress(plain, ours, precision=precision)
+        with progress.phase(f"running optimum-cli in {precision}"):
+            optimum(arguments.model, theirs, precision)
+        with progress.phase(f"measuring {precision}"):
+            found = measure_together(
+                [Subject(theirs, precision), Subject(ours, precision)],
+                profile=load_profile("host"),
+                workload=parse_workload(arguments.workload),
+                rounds=arguments.rounds,
+                threads=arguments.threads,
+                sample_memory=False,
+                progress=progress,
+            )
+        sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
+    if warning := drift_warning(found[0], "tpot"):
+        progress.note(f"note: {warning}")
+    times = [format_duration(item.percentile("tpot", "p50")) for item in found]
+    ratio = paired_ratio(found[0], found[1], "tpot", "p50")
+    return f"| {precision} | {times[1]} | {times[0]} | {ratio} | {' | '.join(sizes)} |"
+
+
+def optimum(model: Path, output: Path, precision: str) -> None:
+    """The command as people run it, with its defaults for a precision, on a local directory, offline."""
+    command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "--model", str(model)]
+    command += ["--task", "text-generation-with-past", "--weight-format", precision, str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        last = done.stderr.strip().splitlines() or ["no message"]
+        raise PruneExportError(f"optimum-cli ended with exit code {done.returncode}: {last[-1]}")
+
+
+if __name__ == "__main__":
+    main()
