@@ -70,6 +70,7 @@ class Family:
         mlp_post_norm: path of the norm after it, if there is one.
         mixer_norm: path of the norm before the mixer.
         norm_vectors: parameters of a norm over D: 1 (weight) or 2 (weight and bias).
+        norm_offset: what the norms add to their weight.
         norm_flag: configuration flag without which the norms have no parameters, if there is one.
         head_norms: norms over d in an attention.
         position_offset: rows of the table of learned positions beyond the longest sequence.
@@ -112,6 +113,7 @@ class Family:
     mlp_post_norm: str | None = None
     mixer_norm: str = "norm"
     norm_vectors: int = 1
+    norm_offset: float = 0.0
     norm_flag: str | None = None
     head_norms: int = 0
     position_offset: int = 0

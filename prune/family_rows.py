@@ -69,6 +69,7 @@ ROWS = (
         attention_post_norm="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm",
         mlp_post_norm="post_feedforward_layernorm",
+        norm_offset=1.0,
         uniform=True,
     ),
     Family(

@@ -7,7 +7,8 @@ stream behind its sub-block (and behind removed ones that follow, which are thus
 
 so each fit also makes up for what those before it left.  Tokens count by the inverse square of their stream, as the
 norm behind it will see them.  lambda is chosen for each projection on windows held out from the fit; no update, which
-is lambda -> infinity, wins ties.
+is lambda -> infinity, wins ties.  At last the gains of the norm before the head are fitted to the dense model's
+predictions (`final_norm`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from prune_export.prune.calibration import spread_windows
 from prune_export.prune.families import family_of
+from prune_export.prune.final_norm import fit_gains
 from prune_export.prune.fitting import Sums, Update, best_update
 from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.reorder import identity_orders
@@ -39,6 +41,7 @@ _TOKENS_PER_CHANNEL = 96  # beyond which fits hardly get better
 _FEWEST_TOKENS = 4096
 _BATCH_TOKENS = 2048
 _HOLD_OUT = 5  # every fifth window
+_HEAD_SHARE = 0.15  # of the walk's operations that the gains before the head may take
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,14 @@ class Refit:
     Attributes:
         fits: one a remaining sub-block, in order.
         layer_tokens: layers run times tokens, dense and pruned ones together; a layer is two sub-blocks.
+        head_tokens: tokens through the LM head; a gradient counts as another pass.
+        gains_ridge: of the gains before the head, or None where no change of them was better.
     """
 
     fits: tuple[Fit, ...]
     layer_tokens: float
+    head_tokens: int
+    gains_ridge: float | None
 
 
 @dataclass
@@ -145,6 +152,29 @@ class _Walk:
                 batch.pruned = self._advance(self._pruned, batch.before, group)
             self.evaluations += len(group)
         return fits
+
+    def fit_gains(self, layer_tokens: float) -> tuple[Update | None, int]:
+        """Fits the gains before the head on as many windows as cost a share of the walk; (update, tokens through it).
+
+        Args:
+            layer_tokens: what the walk cost.
+        """
+        shape = self._dense.shape
+        tables = shape.vocab_size * shape.hidden_size * (1 if shape.tied_embeddings else 2)
+        layers = (shape.parameters() - tables) / len(shape.layers)
+        marks = torch.cat([batch.held for batch in self._batches])
+        length = self._batches[0].dense.shape[1]
+        head = 2.0 * shape.vocab_size * shape.hidden_size * length  # a window's logits and their gradient
+        chosen = _spread(marks, int(_HEAD_SHARE * layers * layer_tokens / head))
+        at, rows = 0, []
+        for batch in self._batches:
+            mine = chosen[at : at + len(batch.held)]
+            at += len(batch.held)
+            for held_out in (False, True):
+                some = mine & (batch.held == held_out)
+                if bool(some.any()):
+                    rows.append((batch.dense[some].flatten(0, 1), batch.pruned[some].flatten(0, 1), held_out))
+        return fit_gains(*self._models, rows, stored=self._stored), 2 * int(chosen.sum()) * length
 
     def _adapt(self, group: list[SubBlock]) -> None:
         """Fits the input projections to the dense model's inputs: the pruned stream is not the one that they know."""
@@ -269,11 +299,25 @@ def refit(
             if progress is not None:
                 progress(done, len(stages), group[0].name.replace(": its", ""))
             fits += walk.fit(group, end)
-    return Refit(tuple(fits), walk.evaluations / 2 * windows.numel())
+        layer_tokens = walk.evaluations / 2 * windows.numel()
+        gains, head_tokens = walk.fit_gains(layer_tokens)
+    return Refit(tuple(fits), layer_tokens, head_tokens, gains.ridge if gains else None)
 
 
 def _runner(model: Any) -> LayerRunner:
     return LayerRunner(model, identity_orders(model_shape(model.config).layers))
+
+
+def _spread(marks: torch.Tensor, most: int) -> torch.Tensor:
+    """[N] at most about `most` windows, evenly spread, with the same share of held-out ones; two at least."""
+    chosen = torch.zeros(len(marks), dtype=torch.bool)
+    for part in (marks, ~marks):
+        places = part.nonzero()[:, 0]
+        if not len(places):
+            continue
+        count = min(len(places), max(1, round(most * len(places) / len(marks))))
+        chosen[places[torch.arange(count) * len(places) // count]] = True
+    return chosen
 
 
 def _add(fitted: Sums, held: Sums, marks: torch.Tensor, x: torch.Tensor, r: torch.Tensor, weight: torch.Tensor) -> None:

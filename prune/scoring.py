@@ -39,7 +39,7 @@ RIDGE = 1e-3  # of the mean diagonal; keeps the solves regular and takes next to
 ABSORB_RIDGE = 1e-2  # a removed block's output is a weak function of its neighbour's input: easily overfitted
 _BATCH_TOKENS = 2048
 _PROBE_FLOPS, _FEWEST_PROBES = 3e12, 2048  # of all gradients, six operations a parameter and token
-_MLP_ANCHORS = (0.125, 0.5)
+_MLP_ANCHORS = (0.125, 0.3, 0.6)
 _CARRIED_BYTES = 64 << 20  # more is kept in half the precision
 _FEW_UNITS = 4  # so many sizes or fewer are all scored
 

@@ -37,10 +37,10 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
             for block in blocks:
                 stack.callback(block.module.register_forward_hook(_probe(probes, block.index)).remove)
             hidden = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0]
-            above = _drawn_gradient(model, hidden.detach(), generator)
+            above = drawn_gradients(model, hidden.detach(), generator)
             if above is None:
                 continue  # the walk over the same tokens names the layer
-            gradients = torch.autograd.grad(hidden, list(probes.values()), above)
+            gradients = torch.autograd.grad(hidden, list(probes.values()), above[0])
         for index, gradient in zip(probes, gradients, strict=True):
             rows = gradient.reshape(-1, gradient.shape[-1]).float()
             sums[index] += rows.T @ rows
@@ -48,15 +48,24 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
 
 
 @torch.no_grad()
-def _drawn_gradient(model: Any, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
-    """Gradient of sum log p(y) at the head's input [T, D], y drawn from p; None where logits are not finite.
+def drawn_gradients(
+    model: Any, hidden: torch.Tensor, generator: torch.Generator, *, draws: int = 1
+) -> torch.Tensor | None:
+    """Gradients of log p(y) at the head's input, y drawn from p: [draws, T, D]; None where logits are not finite.
 
     By hand, a piece at a time: autograd would keep several tensors of the vocabulary's size.
+
+    Args:
+        model: whose head it is.
+        hidden: [T, D], what enters the head.
+        generator: of the draws.
+        draws: of each token.
     """
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
+    table = head.weight.float()
     parts = []
-    for rows in hidden.split(max(1, _HEAD_BYTES // (4 * len(head.weight)))):
+    for rows in hidden.split(max(1, _HEAD_BYTES // (4 * len(table)))):
         logits = head(rows).float()
         if not bool(torch.isfinite(logits).all()):
             return None
@@ -64,11 +73,14 @@ def _drawn_gradient(model: Any, hidden: torch.Tensor, generator: torch.Generator
         if cap is not None:
             bent = torch.tanh(logits / cap)
             logits, slope = cap * bent, 1.0 - bent.square()
-        pull = torch.softmax(logits, -1)
-        drawn = torch.multinomial(pull, 1, generator=generator)
-        pull.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=pull.dtype))
-        parts.append((pull if slope is None else pull * slope) @ head.weight.float())
-    return torch.cat(parts).to(hidden.dtype)
+        p = torch.softmax(logits, -1)
+        drawn = torch.multinomial(p, draws, replacement=True, generator=generator)
+        towards = table[drawn]
+        if slope is not None:
+            p = p * slope
+            towards = towards * slope.gather(1, drawn)[..., None]
+        parts.append((towards - (p @ table)[:, None]).transpose(0, 1))
+    return torch.cat(parts, 1).to(hidden.dtype)
 
 
 def len_out(block: SubBlock) -> int:

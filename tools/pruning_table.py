@@ -139,7 +139,7 @@ def run_fast(case: Case, name: str, count: int) -> None:
             fitted = refit(model, pruned, torch.as_tensor(rows).long())
             seconds = scoring + time.perf_counter() - started
             layers = scored[0] + search.work[0] - before[0] + fitted.layer_tokens
-            head = scored[1] + search.work[1] - before[1]
+            head = scored[1] + search.work[1] - before[1] + fitted.head_tokens
             keep(case, name, ratio, result, case.rise(pruned), seconds, layers, head)
 
 

@@ -126,16 +126,18 @@ def test_the_gradient_above_the_head_is_that_of_autograd(family: str) -> None:
     model = tiny_model(family)
     assert (getattr(model.config, "final_logit_softcapping", None) is not None) == (family == "gemma2")
     hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    found = sensitivity._drawn_gradient(model, hidden.detach(), torch.Generator().manual_seed(5))
+    found = sensitivity.drawn_gradients(model, hidden.detach(), torch.Generator().manual_seed(5), draws=3)
     logits = model.get_output_embeddings()(hidden)
     if family == "gemma2":
         cap = model.config.final_logit_softcapping
         logits = cap * torch.tanh(logits / cap)
     log_p = torch.log_softmax(logits, -1)
-    drawn = torch.multinomial(log_p.detach().exp(), 1, generator=torch.Generator().manual_seed(5))
-    (expected,) = torch.autograd.grad(log_p.gather(1, drawn).sum(), hidden)
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.multinomial(log_p.detach().exp(), 3, replacement=True, generator=generator)
     assert found is not None
-    assert torch.allclose(found, expected, atol=1e-6)
+    for draw in range(3):
+        (expected,) = torch.autograd.grad(log_p.gather(1, drawn[:, draw : draw + 1]).sum(), hidden, retain_graph=True)
+        assert torch.allclose(found[draw], expected, atol=1e-6)
 
 
 def test_divergence_between_scored_sizes() -> None:
