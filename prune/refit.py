@@ -13,7 +13,7 @@ predictions (`final_norm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,15 +166,18 @@ class _Walk:
         length = self._batches[0].dense.shape[1]
         head = 2.0 * shape.vocab_size * shape.hidden_size * length  # a window's logits and their gradient
         chosen = _spread(marks, int(_HEAD_SHARE * layers * layer_tokens / head))
-        at, rows = 0, []
+        return fit_gains(*self._models, self._last_rows(chosen), stored=self._stored), 2 * int(chosen.sum()) * length
+
+    def _last_rows(self, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
+        """Last streams [R, D] of both models in some windows, and whether these are held out from fits."""
+        at = 0
         for batch in self._batches:
             mine = chosen[at : at + len(batch.held)]
             at += len(batch.held)
             for held_out in (False, True):
                 some = mine & (batch.held == held_out)
                 if bool(some.any()):
-                    rows.append((batch.dense[some].flatten(0, 1), batch.pruned[some].flatten(0, 1), held_out))
-        return fit_gains(*self._models, rows, stored=self._stored), 2 * int(chosen.sum()) * length
+                    yield batch.dense[some].flatten(0, 1), batch.pruned[some].flatten(0, 1), held_out
 
     def _adapt(self, group: list[SubBlock]) -> None:
         """Fits the input projections to the dense model's inputs: the pruned stream is not the one that they know."""
