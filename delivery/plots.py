@@ -78,7 +78,8 @@ def distribution(manifest: Manifest, metric: str) -> Picture | None:
     with canvas(3.4) as (figure, (axes,)):
         ends = [_draw_steps(axes, item, found, metric, factor) for item, found in shown]
         left, right = min(low for low, _ in ends), max(high for _, high in ends)
-        axes.set_xlim(left - 0.06 * (right - left), right + 0.1 * (right - left))  # the last percent may reach far out
+        width = max(right - left, 0.01 * right)  # a device without noise has one time alone
+        axes.set_xlim(left - 0.06 * width, right + 0.1 * width)  # the last percent may reach far out
         axes.set_ylim(0, 1.03)
         axes.axhline(float(statistic[1:]) / 100, color=colour("ink"), linewidth=0.8, linestyle=":")
         axes.annotate(

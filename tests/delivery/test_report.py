@@ -209,6 +209,16 @@ def test_the_predicted_front_starts_at_the_dense_model() -> None:
     assert predicted_front(replace(manifest(), front=())) == []
 
 
+def test_a_device_without_noise_can_be_drawn() -> None:
+    made = manifest()
+    steady = tuple(
+        replace(item, measurement=replace(measurement(item.precision, 1e-3), itl_s=(1e-3,) * 9))
+        for item in made.candidates
+    )
+    text = drawn(replace(made, candidates=steady), PLAN)["distribution-tpot"].text
+    assert text.startswith("time per output token: dense fp32 p50 1.00 ms, p90 1.00 ms of 9 samples; dense int8")
+
+
 def test_a_memory_target_is_drawn_in_memory() -> None:
     made = replace(manifest(), target=Target("memory", 4 << 20), limit=4 << 20, speedups=(), rounds=())
     text = drawn(made, PLAN)["pareto"].text
