@@ -25,18 +25,21 @@ def figure_of(manifest: Manifest, item: Candidate) -> float | None:
     return speed(item, timed_metric(target), target.statistic)
 
 
-def draw_limit(axes: Any, at: float, *, height: float = 0.99) -> None:
-    """A line at the limit, named at a share of the panel's height."""
-    axes.axvline(at, color=colour("limit"), linestyle="--", linewidth=1)
-    axes.annotate(
-        "limit",
-        (at, height),
-        xycoords=("data", "axes fraction"),
-        color=colour("limit"),
-        xytext=(3, 0),
-        va="top",
-        textcoords="offset points",
+def draw_limit(axes: Any, at: float, *, shown: tuple[float, float], height: float = 0.99) -> None:
+    """A line at the limit, named at a share of the panel's height.
+
+    A limit outside of what is shown is only mentioned: reaching it would squeeze everything else into a corner.
+    """
+    low, high = shown
+    style = {"color": colour("limit"), "va": "top", "textcoords": "offset points"}
+    if low <= at <= high:
+        axes.axvline(at, color=colour("limit"), linestyle="--", linewidth=1)
+        axes.annotate("limit", (at, height), xycoords=("data", "axes fraction"), xytext=(3, 0), **style)
+        return
+    words, share, side = (
+        ("limit: far to the right", 1.0, "right") if at > high else ("limit: far to the left", 0.0, "left")
     )
+    axes.annotate(words, (share, height), xycoords="axes fraction", xytext=(0, 0), ha=side, **style)
 
 
 def has_limit(manifest: Manifest) -> bool:

@@ -12,6 +12,7 @@ from prune_export.manifest import Candidate, Manifest, Round
 from prune_export.units import format_bytes, format_duration
 
 _MARKERS = {"fp32": "o", "int8": "s", "int4": "^"}
+_STRETCH = 1.6  # how far beyond the figures the limit may lie to be drawn
 _LOG_FROM = 4.0  # largest over smallest perplexity from which the axis is logarithmic
 
 
@@ -40,7 +41,8 @@ def pareto(manifest: Manifest) -> Picture | None:
         for item, value in known:
             _draw_candidate(axes, item, _Point(value * factor, item.perplexity))
         if has_limit(manifest):
-            draw_limit(axes, manifest.limit * factor)
+            values = [value * factor for _, value in known]
+            draw_limit(axes, manifest.limit * factor, shown=(min(values) / _STRETCH, max(values) * _STRETCH))
         axes.margins(x=0.12, y=0.14)
         _scales(axes, [item.perplexity for item, _ in known] + [turn.perplexity for turn in manifest.rounds])
         axes.set_xlabel(f"{axis_words(manifest)} [{unit}]")

@@ -90,7 +90,7 @@ def distribution(manifest: Manifest, metric: str) -> Picture | None:
             textcoords="offset points",
         )
         if own and has_limit(manifest):
-            draw_limit(axes, manifest.limit * factor, height=0.12)
+            draw_limit(axes, manifest.limit * factor, shown=axes.get_xlim(), height=0.12)
         axes.set_xlabel(f"{metric}, {METRICS[metric]} [{unit}]")
         axes.set_ylabel("share of samples")
         legend_below(figure, axes.get_legend_handles_labels()[0])

@@ -219,6 +219,16 @@ def test_a_device_without_noise_can_be_drawn() -> None:
     assert text.startswith("time per output token: dense fp32 p50 1.00 ms, p90 1.00 ms of 9 samples; dense int8")
 
 
+@pytest.mark.parametrize(("limit", "words"), [(1.0, "limit: far to the right"), (1e-6, "limit: far to the left")])
+def test_a_limit_far_from_every_figure_is_mentioned_not_drawn(limit: float, words: str) -> None:
+    made = replace(manifest(), target=Target("tpot", limit), limit=limit, speedups=(), rounds=())
+    pictures = drawn(made, PLAN)
+    for name in ("pareto", "distribution-tpot"):
+        assert f">{words}</text>" in pictures[name].svg()
+        (axes,) = pictures[name].figure.axes
+        assert axes.get_xlim()[1] < 10.0  # ms
+
+
 def test_a_memory_target_is_drawn_in_memory() -> None:
     made = replace(manifest(), target=Target("memory", 4 << 20), limit=4 << 20, speedups=(), rounds=())
     text = drawn(made, PLAN)["pareto"].text
