@@ -12,20 +12,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from prune_export import commands
-from prune_export.errors import BadInputError, PruneExportError, nearest
+from prune_export.errors import BadInputError, PruneExportError, missing_package, nearest
 
 INTERRUPTED = 130
-EXTRA_PACKAGES = (
-    "torch",
-    "transformers",
-    "optimum",
-    "nncf",
-    "safetensors",
-    "tokenizers",
-    "matplotlib",
-    "openvino_genai",
-    "pymoo",
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,11 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRA_PACKAGES:
-            return _unexpected(error, verbose)
-        return _fail(
-            f'{error.name} is not installed, this command needs it: pip install "prune-export[prune]"', 2, verbose
-        )
+        known = missing_package(error)
+        return _unexpected(error, verbose) if known is None else _fail(str(known), known.exit_code, verbose)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(f"the disk is full ({error.filename or 'temporary files'}): free some space", 1, verbose)

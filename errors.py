@@ -33,6 +33,28 @@ class ParityError(PruneExportError):
     exit_code = 4
 
 
+# What brings a package that a command may find missing; what is not here is a mistake of this package.
+_BRINGS = {
+    **dict.fromkeys(("openvino", "openvino_tokenizers", "numpy", "psutil"), "prune-export"),
+    "onnxruntime": "prune-export[onnx]",
+    **dict.fromkeys(
+        (
+            *("torch", "transformers", "optimum", "nncf", "safetensors", "tokenizers", "huggingface_hub", "matplotlib"),
+            *("openvino_genai", "onnx", "onnxruntime_genai", "scipy", "pymoo"),
+        ),
+        "prune-export[prune]",
+    ),
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> BadInputError | None:
+    """The line about a package that is not installed, or None where it is none of those that a user installs."""
+    name = (error.name or "").split(".")[0]
+    if name not in _BRINGS:
+        return None
+    return BadInputError(f'{name} is not installed, this command needs it: pip install "{_BRINGS[name]}"')
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean "x"?)' for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

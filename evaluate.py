@@ -173,13 +173,18 @@ def evaluate(
         progress: where progress goes.
 
     Raises:
-        BadInputError: nothing loadable at `model`, or text shorter than a window.
+        BadInputError: nothing loadable at `model`, files that are not as its manifest or record says, text shorter than
+            a window, or more threads than cores.
     """
+    from prune_export.benchmark.threads import checked_threads
     from prune_export.prune.loading import load_config, load_tokenizer
     from prune_export.prune.shapes import model_shape
 
     report = progress or Progress(quiet=True)
+    checked_threads(threads)
     directory, ir, held_precision = _locate(model, precision)
+    if ir is not None:
+        _check(ir)
     shape = model_shape(load_config(directory))
     text = load_text(eval_text, "evaluation")
     length = window or min(PAPER_WINDOW, shape.context)
@@ -260,6 +265,13 @@ def _torch_nll(directory: Path, windows: NDArray[np.int64], *, threads: int, pro
     if threads:
         torch.set_num_threads(threads)
     return torch_nll(load(directory), windows, progress=progress)
+
+
+def _check(directory: Path) -> None:
+    from prune_export.benchmark.integrity import check_model_files
+    from prune_export.benchmark.runtimes import find_model
+
+    check_model_files(find_model(directory))
 
 
 def _runtime_of(directory: Path) -> str:

@@ -20,6 +20,7 @@ IR_FOLDER = "openvino"  # of a delivery for OpenVINO; each format's folder has i
 CHECKPOINT_FOLDER = "checkpoint"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.html"
+FIGURES_FOLDER = "figures"  # the report's figures as PNG
 # Beside an IR: what became of its weights, and the cache that was asked for.
 OPENVINO_RECORD = "openvino_export.json"
 FORMAT_VERSION = 1
@@ -185,6 +186,19 @@ class Round:
 
 
 @dataclass(frozen=True)
+class PredictedPoint:
+    """What the search predicts of a structure.
+
+    Attributes:
+        cost: by the latency table, in the unit of the target's metric; not corrected by any measurement.
+        rise: calibration perplexity over the dense model's.
+    """
+
+    cost: float
+    rise: float
+
+
+@dataclass(frozen=True)
 class FurtherTarget:
     """A target that had to hold beside the one that drove the search.
 
@@ -230,6 +244,8 @@ class Manifest:
         seed: random seed.
         candidates: the comparison.
         rounds: the closed loop's history.
+        front: what the search predicts for other budgets than the loop's, the dense model first: structures that none
+            of the others beats in both cost and rise; empty where the target is a share of the parameters.
         parity: the gate's result.
         versions: package name to version.
         speedups: of a measured speed-up: dense / delivered in each round of the closing measurement; their median
@@ -271,6 +287,7 @@ class Manifest:
     versions: dict[str, str]
     speedups: tuple[float, ...] = ()
     further: tuple[FurtherTarget, ...] = field(default=(), metadata=SPARSE)
+    front: tuple[PredictedPoint, ...] = field(default=(), metadata=SPARSE)
     workload: Workload | None = field(default=None, metadata=SPARSE)
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0

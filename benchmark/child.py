@@ -90,6 +90,11 @@ def answer(handle: Callable[[dict[str, Any], Report], dict[str, Any]]) -> int:
             reply = handle(request, lambda done, total: say({"done": done, "total": total}))
         except PruneExportError as error:
             reply = {"error": [type(error).__name__, str(error)]}
+        except ModuleNotFoundError as error:
+            known = errors.missing_package(error)
+            if known is None:
+                raise
+            reply = {"error": [type(known).__name__, str(known)]}
         say(reply)
     return 0
 

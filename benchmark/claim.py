@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prune_export.errors import BadInputError
+from prune_export.hashes import check_seal
 from prune_export.manifest import MANIFEST, FurtherTarget, Manifest, Measurement
 from prune_export.profiles import DeviceProfile
 from prune_export.target import Target
@@ -16,9 +17,11 @@ def claimed(directory: Path) -> Manifest:
     """The manifest of an artifact whose claim can be measured by the artifact alone.
 
     Raises:
-        BadInputError: no manifest, or a target that needs more than the artifact: a speed-up, or removed parameters.
+        BadInputError: no manifest, an edited one, or a target that needs more than the artifact: a speed-up, or
+            removed parameters.
     """
     manifest = Manifest.load(directory)
+    check_seal(directory / MANIFEST)
     for target in (manifest.target, *(item.target for item in manifest.further)):
         if target.speedup is not None or target.metric == "parameters":
             raise BadInputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
+from prune_export.benchmark.integrity import check_model_files
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
@@ -66,10 +67,12 @@ def run_benchmark(
         progress: is told the share done.
 
     Raises:
-        BadInputError, PruneExportError: as `measure.measure`.
+        BadInputError, PruneExportError: as `measure.measure`; or a file is not as the artifact's manifest says.
     """
     directories = [directory] if compare is None else [directory, compare]
     subjects = [Subject(item, precision or artifact_precision(item), through=through) for item in directories]
+    for item in directories:
+        check_model_files(find_model(item))
     fitted, notes = _fit(workload, directories)
     if reason := mismatch(profile, host_fingerprint()):
         notes.append(f"measured on this host, which is not the device: {reason}")

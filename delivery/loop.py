@@ -38,7 +38,7 @@ def decide(job: Job, dense: Build) -> Outcome:
     workshop = Workshop(job, dense, fastest(job, dense))
     alone = job.plan is not None or target.metric == "parameters" or not job.measured
     outcome = single(workshop) if alone else _closed_loop(workshop)
-    return replace(outcome, finish=workshop.state.forget)
+    return replace(outcome, front=workshop.front, finish=workshop.state.forget)
 
 
 def fastest(job: Job, dense: Build) -> str:

@@ -1,131 +1,130 @@
-"""The report's figures, as SVG text."""
+"""The report's figures of what was predicted and what was measured."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from prune_export.delivery.summary import speed, timed_metric
-from prune_export.manifest import Manifest
-from prune_export.plan import PrunePlan
+from prune_export.delivery.axes import axis_words, draw_limit, figure_of, has_limit, time_unit, unit_of
+from prune_export.delivery.drawing import Picture, canvas, colour, legend_below
+from prune_export.delivery.summary import timed_metric
+from prune_export.manifest import Candidate, Manifest, Measurement
+from prune_export.units import format_duration
 
-_COLOURS = {"dense": "#5b6770", "pruned": "#12715b", "sparse": "#8a5a00"}
-_MARKERS = {"fp32": "o", "int8": "s", "int4": "^"}
-_LIMIT = "#b3261e"
-# Precisions of one model have nearly the same perplexity: their labels go above, below and to the side.
-_LABEL_OFFSETS = {"fp32": (-4, 11), "int8": (-4, -19), "int4": (11, -4)}
+_DASHES = {"fp32": "-", "int8": "--", "int4": ":"}
+_BAND = 0.05  # shaded around the line of equal prediction and measurement
+METRICS = {"tpot": "time per output token", "ttft": "time to first token", "total": "end to end"}
 
 
-def pareto(manifest: Manifest) -> str:
-    """Every candidate's latency against its perplexity, with the limit where the target is a latency."""
-    metric, statistic = timed_metric(manifest.target), manifest.target.statistic
-    figure, axes = _axes(7.0, 3.6)
-    for candidate in manifest.candidates:
-        seconds = speed(candidate, metric, statistic)
-        if seconds is None:
-            continue
-        colour = _COLOURS.get(candidate.name, "#555")
-        label = f"{candidate.name} {candidate.precision}"
-        axes.scatter(
-            seconds * 1e3,
-            candidate.perplexity,
-            s=110 if candidate.delivered else 55,
-            color=colour,
-            marker=_MARKERS.get(candidate.precision, "D"),
-            zorder=3,
+def predictions(manifest: Manifest) -> Picture | None:
+    """What the table predicted of every round against what was measured; None without rounds."""
+    pairs = predicted_pairs(manifest)
+    if not pairs:
+        return None
+    unit, factor = unit_of(manifest, max(max(pair[1:]) for pair in pairs))
+    values = [value * factor for pair in pairs for value in pair[1:]]
+    room = 0.35 * (max(values) - min(values)) + 0.04 * max(values)
+    low, high = min(values) - room, max(values) + room
+    with canvas(4.0) as (figure, (axes,)):
+        ends = (low, high)
+        axes.fill_between(
+            ends,
+            [end * (1 - _BAND) for end in ends],
+            [end * (1 + _BAND) for end in ends],
+            color=colour("predicted"),
+            alpha=0.12,
+            linewidth=0,
         )
-        axes.annotate(
-            f"{label}{' (delivered)' if candidate.delivered else ''}",
-            (seconds * 1e3, candidate.perplexity),
-            xytext=_LABEL_OFFSETS.get(candidate.precision, (8, 4)),
-            textcoords="offset points",
-            fontsize=9,
-        )
-    if manifest.target.metric == metric:
-        axes.axvline(manifest.limit * 1e3, color=_LIMIT, linestyle="--", linewidth=1)
-        axes.annotate(
-            "limit",
-            (manifest.limit * 1e3, 0.02),
-            xycoords=("data", "axes fraction"),
-            color=_LIMIT,
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=9,
-        )
-    axes.margins(x=0.25, y=0.2)
-    axes.set_xlabel(f"{metric} {statistic} [ms]")
-    axes.set_ylabel("held-out perplexity")
-    return _svg(figure)
+        axes.plot(ends, ends, color=colour("predicted"), linewidth=1)
+        for name, predicted, measured in pairs:
+            x, y = predicted * factor, measured * factor
+            axes.scatter(x, y, s=42, color=colour("pruned"), zorder=3)
+            _label(axes, f"{name}: {measured / predicted - 1:+.1%}", (x, y), above=measured > predicted)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_xlabel(f"predicted by the latency table [{unit}]" if unit != "MiB" else f"predicted [{unit}]")
+        axes.set_ylabel(f"measured {axis_words(manifest)} [{unit}]")
+    errors = "; ".join(f"{name} {measured / predicted - 1:+.1%}" for name, predicted, measured in pairs)
+    text = f"Predicted against measured, with the line of equality and a band of {_BAND:.0%}. Errors: {errors}."
+    return Picture("predictions", "Predicted against measured", text, figure)
 
 
-def layers(plan: PrunePlan) -> str:
-    """What is left of each layer: share of KV heads and of MLP channels."""
-    figure, axes = _axes(7.0, 2.8)
-    positions = range(len(plan.keep))
-    heads = [
-        _share(len(kept.kv_groups), layer.kv_heads) for kept, layer in zip(plan.keep, plan.dense.layers, strict=True)
+def predicted_pairs(manifest: Manifest) -> list[tuple[str, float, float]]:
+    """(name, predicted, measured) of every round, and of a delivery that was predicted first and measured later."""
+    pairs = [(f"round {number}", turn.predicted, turn.measured) for number, turn in enumerate(manifest.rounds, 1)]
+    for item in manifest.candidates if manifest.target.metric != "memory" else ():  # predictions are of latencies
+        found = figure_of(manifest, item)
+        if item.predicted_s is not None and item.measurement is not None and found is not None:
+            pairs.append((f"{item.name} {item.precision}", item.predicted_s, found))
+    return pairs
+
+
+def distribution_metrics(manifest: Manifest) -> tuple[str, ...]:
+    """The latencies that have a picture: per token and to the first one, and the target's own."""
+    own = timed_metric(manifest.target)
+    return tuple(dict.fromkeys((own, "tpot", "ttft")))
+
+
+def distribution(manifest: Manifest, metric: str) -> Picture | None:
+    """Empirical distribution of every measured latency, dense against delivered; None if nothing was measured."""
+    shown = [
+        (item, item.measurement)
+        for item in manifest.candidates
+        if item.measurement is not None and (item.delivered or item.name == "dense")
     ]
-    widths = [
-        _share(len(kept.mlp_channels), layer.mlp_width)
-        for kept, layer in zip(plan.keep, plan.dense.layers, strict=True)
-    ]
-    for values, shift, colour, label in ((heads, -0.2, "#3f6fb5", "attention"), (widths, 0.2, "#12715b", "MLP")):
-        spots = [position + shift for position in positions]
-        axes.bar(spots, [1.0] * len(spots), width=0.36, color=colour, alpha=0.15)
-        axes.bar(spots, values, width=0.36, color=colour, label=label)
-    axes.set_ylim(0, 1.05)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("share kept")
-    step = max(1, len(plan.keep) // 16)
-    axes.set_xticks(list(positions)[::step])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2, frameon=False, fontsize=9)
-    return _svg(figure)
+    if not shown:
+        return None
+    own, statistic = metric == manifest.target.metric, manifest.target.statistic
+    unit, factor = time_unit(max(found.percentile(metric, "p50") for _, found in shown))
+    with canvas(3.4) as (figure, (axes,)):
+        ends = [_draw_steps(axes, item, found, metric, factor) for item, found in shown]
+        left, right = min(low for low, _ in ends), max(high for _, high in ends)
+        width = max(right - left, 0.01 * right)  # a device without noise has one time alone
+        axes.set_xlim(left - 0.06 * width, right + 0.1 * width)  # the last percent may reach far out
+        axes.set_ylim(0, 1.03)
+        axes.axhline(float(statistic[1:]) / 100, color=colour("ink"), linewidth=0.8, linestyle=":")
+        axes.annotate(
+            statistic,
+            (1.0, float(statistic[1:]) / 100),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, -3),
+            textcoords="offset points",
+        )
+        if own and has_limit(manifest):
+            draw_limit(axes, manifest.limit * factor, shown=axes.get_xlim(), height=0.12)
+        axes.set_xlabel(f"{metric}, {METRICS[metric]} [{unit}]")
+        axes.set_ylabel("share of samples")
+        legend_below(figure, axes.get_legend_handles_labels()[0])
+    words = "; ".join(
+        f"{item.name} {item.precision} p50 {format_duration(found.percentile(metric, 'p50'))}, "
+        f"p90 {format_duration(found.percentile(metric, 'p90'))} of {len(found.samples(metric))} samples"
+        for item, found in shown
+    )
+    return Picture(f"distribution-{metric}", f"Distribution of {metric}", f"{METRICS[metric]}: {words}.", figure)
 
 
-def distributions(manifest: Manifest) -> str:
-    """Empirical distribution of the measured latencies, dense against delivered."""
-    metric = timed_metric(manifest.target)
-    figure, axes = _axes(7.0, 3.0)
-    delivered = next(candidate for candidate in manifest.candidates if candidate.delivered)
-    longest = 0.0
-    for candidate in manifest.candidates:
-        if candidate.measurement is None or candidate.precision != delivered.precision:
-            continue
-        ordered = sorted(candidate.measurement.samples(metric))
-        shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
-        colour = _COLOURS.get(candidate.name, "#555")
-        label = f"{candidate.name} {candidate.precision}"
-        axes.step([value * 1e3 for value in ordered], shares, where="post", color=colour, label=label)
-        longest = max(longest, candidate.measurement.percentile(metric, "p99"))
-    axes.set_xlim(right=longest * 1.15e3)  # the last percent may reach far out
-    axes.axhline(float(manifest.target.statistic[1:]) / 100, color="#999", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"{metric} [ms]")
-    axes.set_ylabel("share of samples")
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
-    return _svg(figure)
+def _draw_steps(axes: Any, item: Candidate, found: Measurement, metric: str, factor: float) -> tuple[float, float]:
+    """Draws one distribution and returns where it begins, and its p99."""
+    ordered = sorted(found.samples(metric))
+    shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
+    axes.step(
+        [value * factor for value in (ordered[0], *ordered)],
+        [0.0, *shares],
+        where="post",
+        color=colour(item.name),
+        linestyle="-" if item.delivered else _DASHES.get(item.precision, "-."),
+        linewidth=1.8 if item.delivered else 1.2,
+        label=f"{item.name} {item.precision}{' (delivered)' if item.delivered else ''}",
+    )
+    return ordered[0] * factor, found.percentile(metric, "p99") * factor
 
 
-def _share(kept: int, size: int) -> float:
-    return kept / size if size else 0.0
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # the object interface: no global state, no display
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(color="#e3e7ea", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "prune-export"}):  # the same figure gives the same bytes
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _label(axes: Any, text: str, at: tuple[float, float], *, above: bool) -> None:
+    """Beside a point, away from the line of equality."""
+    axes.annotate(
+        text,
+        at,
+        xytext=(-4, 5) if above else (4, -5),
+        ha="right" if above else "left",
+        va="bottom" if above else "top",
+        textcoords="offset points",
+    )

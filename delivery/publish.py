@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prune_export.delivery.card import delivery_card, write_card
 from prune_export.delivery.ir_checks import continuation
-from prune_export.delivery.report import write_report
+from prune_export.delivery.report import with_report_files, write_report
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
@@ -44,11 +44,12 @@ def publish(job: Job, outcome: Outcome) -> Manifest:
         if outcome.plan is not None:
             outcome.plan.save(stage / PLAN_FILE)
         manifest = replace(_manifest(job, outcome), sparsity=stored_sparsity(stage / CHECKPOINT_FOLDER))
-        # The report is drawn from the manifest and the manifest lists the report, so the manifest is written twice.
+        write_card(stage, delivery_card(manifest, outcome.plan))
+        # The report shows the manifest with the other files, and the manifest lists the report: it is written twice.
+        manifest = replace(manifest, files=file_records(stage, besides=MANIFEST))
         manifest.save(stage)
         write_report(stage)
-        write_card(stage, delivery_card(manifest, outcome.plan))
-        manifest = replace(manifest, files=file_records(stage, besides=MANIFEST))
+        manifest = with_report_files(manifest, stage)
         manifest.save(stage)
     return manifest
 
@@ -86,6 +87,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         seed=request.seed,
         candidates=tuple(_candidate(variant, outcome) for variant in outcome.variants),
         rounds=outcome.rounds,
+        front=outcome.front,
         parity=outcome.parity,
         versions=package_versions(),
         speedups=outcome.speedups,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prune_export.delivery.front import around, pareto_front, points
 from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.searches import build_search
 from prune_export.delivery.sparse import make_sparse, save_report
 from prune_export.errors import BadInputError
 from prune_export.files import release_pages
-from prune_export.manifest import CHECKPOINT_FOLDER
+from prune_export.manifest import CHECKPOINT_FOLDER, PredictedPoint
 from prune_export.plan import PrunePlan
 from prune_export.prune.calibration import CalibrationTokens
 from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.prune.fast import FastSearch
 from prune_export.prune.loading import load_model, load_tokenizer
 from prune_export.prune.multipruner import MultiPruner
 from prune_export.prune.planning import make_plan
@@ -45,6 +48,8 @@ class Searcher:
         self._search: Search | None = None
         self._journal = journal
         self._last: tuple[float, PrunePlan] | None = None
+        self._predicted: list[PredictedPoint] = []
+        self._took_s = 0.0
         self.front: tuple[FrontPoint, ...] = ()
 
     def plan(self, budget: float) -> tuple[PrunePlan, float]:
@@ -77,12 +82,39 @@ class Searcher:
             SearchInfeasibleError: nothing within the budget can be reached.
         """
         search = self._ready()
+        begun = time.perf_counter()
         with self._job.progress.phase("searching the plan") as phase:
-            return search.run(budget, progress=phase.update)
+            result = search.run(budget, progress=phase.update)
+        self._took_s = time.perf_counter() - begun
+        return result
+
+    def look_around(self, budget: float, *, at_most_s: float) -> None:
+        """Notes what is predicted for other budgets, as far as that takes no more than about so many seconds.
+
+        Only the fast search can do so: its one scoring serves every budget.  What the others tried on their way is
+        noted as it is.
+        """
+        search, end = self._ready(), time.perf_counter() + at_most_s
+        if not isinstance(search, FastSearch) or self._took_s > at_most_s:
+            return
+        with self._job.progress.phase("predicting other budgets") as phase:
+            for other in around(budget, dense=self._cost(self._job.shape)):
+                if time.perf_counter() + self._took_s > end:
+                    return
+                try:
+                    self._predicted += points(search.run(other, progress=phase.update))
+                except SearchInfeasibleError:
+                    continue
+
+    @property
+    def predicted_front(self) -> tuple[PredictedPoint, ...]:
+        """The best of what is known without building anything, the dense model first."""
+        return pareto_front(self._predicted)
 
     def made(self, result: SearchResult) -> PrunePlan:
         """The plan of a result."""
         self.front = result.front
+        self._predicted += points(result, alike=self._job.calibration.width_tokens is None)
         return make_plan(
             result,
             source=self._job.request.model,

@@ -15,10 +15,12 @@ from prune_export.delivery.several import further, missed
 from prune_export.delivery.state import RunState
 from prune_export.delivery.variants import Build, build, compressed
 from prune_export.errors import InfeasibleError
-from prune_export.manifest import FurtherTarget, ParityRecord, Round
+from prune_export.manifest import FurtherTarget, ParityRecord, PredictedPoint, Round
 from prune_export.plan import PrunePlan
 from prune_export.target import Target
 from prune_export.units import format_bytes, format_duration
+
+_LOOK_AROUND_S = 5.0  # for what the report shows of other budgets
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Outcome:
         speedups: of a measured speed-up in each paired round.
         further: verdicts on the other targets.
         rounds: what the loop tried.
+        front: what is predicted for other budgets.
         predictions: predicted latency of each variant by (name, precision), where nothing was measured.
         finish: to be called once the artifact is out: nothing is left to resume.
     """
@@ -48,6 +51,7 @@ class Outcome:
     speedups: tuple[float, ...] = ()
     further: tuple[FurtherTarget, ...] = ()
     rounds: tuple[Round, ...] = ()
+    front: tuple[PredictedPoint, ...] = ()
     predictions: dict[tuple[str, str], float] | None = None
     finish: Callable[[], None] | None = None
 
@@ -71,6 +75,7 @@ class Workshop:
         self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state.journal(job.work))
         self._builds: dict[str, Build] = {}
         self._numbers: dict[str, int] = {}
+        self._looked = False
 
     @property
     def target(self) -> Target:
@@ -84,7 +89,15 @@ class Workshop:
             InfeasibleError: there is none.
         """
         plan, predicted = self.searcher.plan(budget)
+        if not self._looked and self.target.metric != "parameters":
+            self._looked = True
+            self.searcher.look_around(budget, at_most_s=_LOOK_AROUND_S)
         return proposal_of(plan, predicted)
+
+    @property
+    def front(self) -> tuple[PredictedPoint, ...]:
+        """What the search predicts for other budgets in the unit of the target's metric, where that is its cost."""
+        return () if self.target.metric == "parameters" else self.searcher.predicted_front
 
     def built(self, proposal: Proposal[PrunePlan]) -> Build:
         """The plan's model, exported and compressed; kept until `keep_only` drops it."""

@@ -22,7 +22,7 @@ from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
 from prune_export.benchmark.runtimes import find_model
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks
+from prune_export.delivery import bench, ir_checks, workshop
 from prune_export.delivery.ir_worker import perform
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
@@ -107,6 +107,19 @@ def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request)
     assert [candidate.delivered for candidate in manifest.candidates] == [False, False, False, True]
     assert manifest.rounds
     assert manifest.rounds[-1].met
+    front = manifest.front
+    assert front[0].rise == 1.0
+    assert len(front) > 2  # other budgets than the loop's
+    assert [point.cost for point in front] == sorted((point.cost for point in front), reverse=True)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_looking_at_other_budgets_changes_no_plan(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = deliver(request_).manifest
+    monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
+    blind = deliver(replace(request_, force=True)).manifest
+    assert len(blind.front) < len(looking.front)
+    assert (blind.plan_digest, blind.rounds) == (looking.plan_digest, looking.rounds)
 
 
 @pytest.mark.usefixtures("simulated")
@@ -200,7 +213,7 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     assert plan.target == delivery.manifest.shape
     for name in ("openvino/openvino_model.xml", "openvino/openvino_tokenizer.xml", "openvino/openvino_detokenizer.xml",
                  "checkpoint/model.safetensors", "checkpoint/config.json", "report.html", "plan.json",
-                 "README.md"):  # fmt: skip
+                 "README.md", "figures/pareto.png", "figures/layers.png"):  # fmt: skip
         assert name in delivery.manifest.files
     assert "files as in the manifest" in verify(directory)
     assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
@@ -546,6 +559,7 @@ def test_the_report_stands_alone(request_: Request, monkeypatch: pytest.MonkeyPa
     delivery: Delivery = deliver(request_)
     page = (delivery.directory / "report.html").read_text(encoding="utf8")
     assert "met: measured tpot p90" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5
+    assert delivery.manifest.files["checkpoint/model.safetensors"].sha256 in page
     for outside in ("src=", "<link", "<script", "@import", "url(http"):
         assert outside not in page

@@ -224,7 +224,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    from prune_export.delivery.report import write_report
+    from prune_export.delivery.report import remake_report
 
-    print(write_report(arguments.directory))
+    print(remake_report(arguments.directory))
     return 0

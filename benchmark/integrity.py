@@ -1,0 +1,44 @@
+"""Whether the model about to be measured is the one that its manifest or export record names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prune_export.benchmark.runtimes import Found
+from prune_export.errors import BadInputError
+from prune_export.export_record import EXPORT_FILE, ExportRecord
+from prune_export.files import sha256
+from prune_export.hashes import FileRecord
+from prune_export.manifest import MANIFEST, Manifest
+
+
+def check_model_files(found: Found) -> None:
+    """Compares the files of an exported model with their hashes, where a manifest or an export record has them.
+
+    A figure is of the artifact that it is reported for, or of none.  What the record does not name, and what lies
+    beside the model's folder, is not looked at: a box may hold the model alone; `verify` checks everything.
+
+    Raises:
+        BadInputError: a file is missing or changed; names them all in one line.
+    """
+    folder = found.path.parent
+    if found.runtime.format == "checkpoint":
+        return
+    if (folder.parent / MANIFEST).is_file():
+        _compare(folder.parent, Manifest.load(folder.parent).files, f"{folder.name}/", MANIFEST)
+    elif (folder / EXPORT_FILE).is_file():
+        _compare(folder, ExportRecord.load(folder).files, "", EXPORT_FILE)
+
+
+def _compare(directory: Path, files: Mapping[str, FileRecord], prefix: str, document: str) -> None:
+    listed = {name: record for name, record in files.items() if name.startswith(prefix)}
+    missing = [name for name in listed if not (directory / name).is_file()]
+    changed = [
+        name for name, record in listed.items() if name not in missing and sha256(directory / name) != record.sha256
+    ]
+    text = "; ".join(
+        f"{word}: {', '.join(names)}" for word, names in (("missing", missing), ("changed", changed)) if names
+    )
+    if text:
+        raise BadInputError(f"{directory} is not as its {document} says ({text}): copy or make the artifact again")
