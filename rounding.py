@@ -64,10 +64,12 @@ class Rounder:
         return self._kept[1]
 
     def _made(self, source: Path, report: Progress) -> RoundedWeights:
-        from prune_export.export.neural_compressor import round_weights
+        from prune_export.export.neural_compressor import check_family, round_weights
         from prune_export.prune.checkpoint import load
+        from prune_export.prune.loading import load_config
 
         options = self.options
+        check_family(load_config(source))
         text = calibration(source, options.calibration, samples=options.samples) if options.needs_text else None
         with report.phase(f"rounding weights ({options.method})"):
             return round_weights(load(source), options, text)

@@ -14,11 +14,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prune_export.errors import BadInputError
-from prune_export.export.awq_absorption import absorbers, told
 from prune_export.export.integer_weights import Calibration
 from prune_export.export.packed_integers import read_matrix
 from prune_export.export.quiet import no_progress, quiet
 from prune_export.export.rounded import RoundedWeights
+from prune_export.export.rounding_methods import RUN
 from prune_export.export.rounding_options import GROUPS, RoundingOptions
 from prune_export.prune.families import family_of
 from prune_export.prune.projections import projections_of, weight_of
@@ -26,9 +26,6 @@ from prune_export.prune.projections import projections_of, weight_of
 _INSTALL = 'pip install "prune-export[rounding]"'
 _PACKAGES = {"autoround": ("neural_compressor", "auto_round")}
 _LIBRARIES = {"neural_compressor": "neural-compressor", "auto_round": "auto-round"}
-_SEED = 42
-# AutoRound's own defaults: steps of signed gradient descent for each decoder layer, and windows a step.
-_STEPS, _BATCH = 200, 8
 
 
 def check_installed(method: str = "rtn") -> None:
@@ -36,6 +33,14 @@ def check_installed(method: str = "rtn") -> None:
     for name in _packages(method):
         if find_spec(name) is None:
             raise BadInputError(f"--rounding {method} needs {_LIBRARIES[name]}, which is not installed: {_INSTALL}")
+
+
+def check_family(config: Any) -> None:
+    """Raises BadInputError for an architecture whose layers the library's methods do not walk through."""
+    if family_of(config).mixer:
+        raise BadInputError(
+            f"--rounding has no form for {config.model_type}: it walks through attentions and MLPs; leave it out"
+        )
 
 
 def round_weights(model: Any, options: RoundingOptions, calibration: Calibration | None) -> RoundedWeights:
@@ -83,7 +88,9 @@ def _run(model: Any, method: str, groups: Mapping[str, int], calibration: Calibr
     with quiet(), no_progress(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         _import_in(folder)
         try:
-            return _METHODS[method](model, groups, tokens, folder)
+            return RUN[method](model, groups, tokens, folder)
+        except (MemoryError, OSError):
+            raise
         except Exception as error:
             raise BadInputError(
                 f"Neural Compressor's {method} failed on this {model.config.model_type} "
@@ -181,87 +188,6 @@ def _import_in(folder: str) -> None:
             import neural_compressor.torch.quantization  # noqa: F401
     except ImportError as error:
         raise BadInputError(f"Neural Compressor cannot be imported ({_first_line(error)}): {_INSTALL}") from error
-
-
-def _rtn(model: Any, groups: Mapping[str, int], tokens: torch.Tensor | None, folder: str) -> Any:
-    from neural_compressor.torch.quantization import RTNConfig
-
-    return _converted(model, _by_layer(RTNConfig, groups, use_layer_wise=False), None)
-
-
-def _gptq(model: Any, groups: Mapping[str, int], tokens: torch.Tensor | None, folder: str) -> Any:
-    from neural_compressor.torch.quantization import GPTQConfig
-
-    # It wants a path of a model even where it reads none; columns must stay in their order for groups to be groups.
-    settings = {"use_layer_wise": False, "model_path": folder, "act_order": False}
-    return _converted(model, _by_layer(GPTQConfig, groups, **settings), tokens)
-
-
-def _awq(model: Any, groups: Mapping[str, int], tokens: torch.Tensor | None, folder: str) -> Any:
-    from neural_compressor.torch.quantization import AWQConfig
-
-    # Folding: a factor that no neighbour absorbs would need a product of its own in the graph.
-    config = _by_layer(AWQConfig, groups, use_layer_wise=False, folding=True)
-    with told(absorbers(model, groups)):
-        return _converted(model, config, tokens)
-
-
-def _autoround(model: Any, groups: Mapping[str, int], tokens: torch.Tensor | None, folder: str) -> Any:
-    from neural_compressor.torch.quantization import AutoRoundConfig
-
-    if tokens is None:
-        raise ValueError("AutoRound goes by calibration tokens")
-    plain = {"bits": 4, "sym": False, "data_type": "int"}
-    layers = {name: {**plain, "group_size": group} for name, group in groups.items()}
-    config = AutoRoundConfig(
-        bits=4,
-        use_sym=False,
-        dtype="int",
-        group_size=max(groups.values()),
-        layer_config=layers,
-        iters=_STEPS,
-        batch_size=min(_BATCH, len(tokens)),
-        nsamples=len(tokens),
-        seqlen=int(tokens.shape[1]),
-        seed=_SEED,
-        amp=False,
-        device_map="cpu",
-        enable_torch_compile=False,
-        use_layer_wise=False,
-        export_format="auto_round",
-        output_dir=folder,
-        reloading=False,
-    )
-    return _converted(model, config, tokens)
-
-
-_METHODS: dict[str, Callable[[Any, Mapping[str, int], torch.Tensor | None, str], Any]] = {
-    "rtn": _rtn,
-    "gptq": _gptq,
-    "awq": _awq,
-    "autoround": _autoround,
-}
-
-
-def _by_layer(kind: Any, groups: Mapping[str, int], **settings: Any) -> Any:
-    """A configuration with one of its own for each layer."""
-    config = kind(bits=4, use_sym=False, group_size=max(groups.values()), **settings)
-    for name, group in groups.items():
-        config.set_local(name, kind(bits=4, use_sym=False, group_size=group, **settings))
-    return config
-
-
-def _converted(model: Any, config: Any, tokens: torch.Tensor | None) -> Any:
-    from neural_compressor.torch.quantization import convert, prepare
-
-    torch.manual_seed(_SEED)
-    example = None if tokens is None else tokens[:1]
-    prepared = prepare(model, config, example_inputs=example)
-    if tokens is not None:
-        with torch.no_grad():
-            for window in tokens:
-                prepared(window[None])
-    return convert(prepared)
 
 
 def _changed(

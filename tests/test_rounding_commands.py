@@ -123,3 +123,14 @@ def test_a_missing_library_is_named_with_its_command(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith('neural-compressor, which is not installed: pip install "prune-export[rounding]"')
     assert not (tmp_path / "out").exists()
+
+
+def test_state_space_models_are_refused_before_their_weights_are_read(
+    tmp_path: Path, own_rounding: OwnRounding, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model_type": "mamba", "hidden_size": 32, "vocab_size": 64}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    command = ["export", "--model", str(tmp_path / "model"), "--precision", "int4", "--rounding", "rtn", "--quiet"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert "--rounding has no form for mamba" in capsys.readouterr().err
