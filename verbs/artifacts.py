@@ -53,7 +53,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounding",
         choices=METHODS,
-        help="with --group-size, --calibration and --num-samples (default: each format's own rounding)",
+        help="by Neural Compressor; takes --group-size, --calibration and --num-samples (default: each format's own)",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import test_onnx_families
 import torch
@@ -56,6 +57,20 @@ def test_an_ir_has_the_integers_and_computes_with_them(family: str, tied: bool, 
     assert set(record.fp32_layers) == heads | {"model.layers.5.mlp.down_proj"}
     errors, tolerance = check_parity(model, tmp_path / "int4")
     assert max(errors.values()) <= tolerance
+
+
+def test_the_runtime_keeps_4_bits_in_memory(tmp_path: Path) -> None:
+    """It decompresses within its kernels: what it executes holds as many matrices of 4 bits as NNCF's own export."""
+    model, rounded = rounded_model("llama")
+    as_ir(model, rounded, tmp_path)
+    compress(tmp_path / "fp32", tmp_path / "nncf", precision="int4")
+    counts = []
+    for name in ("int4", "nncf"):
+        compiled = openvino.Core().compile_model(tmp_path / name / "openvino_model.xml", "CPU")
+        nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+        kinds = [(str(info["layerType"].value), str(info["outputPrecisions"].value)) for info in nodes]
+        counts.append(kinds.count(("Const", "u4")))
+    assert counts[0] == counts[1] >= len(rounded.matrices)
 
 
 def test_what_was_not_rounded_gets_the_backup_precision(tmp_path: Path) -> None:
