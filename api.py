@@ -28,6 +28,7 @@ from prune_export.delivery.workshop import Workshop
 from prune_export.errors import BadInputError
 from prune_export.evaluate import evaluate
 from prune_export.export.openvino_options import OpenVinoOptions
+from prune_export.export.rounding_options import RoundingOptions
 from prune_export.files import check_destination, staged
 from prune_export.formats import STORED, formats_of
 from prune_export.manifest import PLAN_FILE, ParityRecord
@@ -40,6 +41,7 @@ from prune_export.prune.planning import save_front
 from prune_export.prune.realise import realise, stored_precision
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
+from prune_export.rounding import Rounder
 from prune_export.sparsify import sparsify
 from prune_export.sparsity import Sparsity
 from prune_export.target import Target
@@ -209,6 +211,7 @@ def export(
     format: str = "openvino",
     precision: str | None = None,
     openvino: OpenVinoOptions | None = None,
+    rounding: RoundingOptions | None = None,
     force: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -221,6 +224,7 @@ def export(
         format: "openvino", "onnx", "both", each in a folder of its own then, or "decilm".
         precision: weight precision, or None for the format's own: int8, for decilm that of the checkpoint.
         openvino: how OpenVINO's weights are compressed and its cache is kept, where it shall not be the default.
+        rounding: let Neural Compressor choose the int4 weights, the same for all formats; None for each one's own.
         force: replace an existing output.
         command: the command line, for the model card.
         progress: where progress goes.
@@ -234,7 +238,8 @@ def export(
         ParityError: the fp32 export does not compute what the checkpoint computes; nothing is published.
     """
     report = progress or Progress(quiet=True)
-    rows = formats_of(format, precision=precision, openvino=openvino)
+    rounder = Rounder(rounding) if rounding is not None else None
+    rows = formats_of(format, precision=precision, openvino=openvino, rounder=rounder)
     check_destination(output, force=force)
     source = resolve_source(model)
     model_type = str(load_config(source).model_type)
@@ -248,7 +253,16 @@ def export(
             chosen = precision or (row.default if row.default != STORED else stored_precision(source))
             parity = row.write(source, folder, chosen, report)
             carry_report(source, folder)
-            describe_export(folder, source, parity, source=model, format=row.name, precision=chosen, command=command)
+            describe_export(
+                folder,
+                source,
+                parity,
+                source=model,
+                format=row.name,
+                precision=chosen,
+                command=command,
+                rounding=rounder.of(source, report).described() if rounder is not None else None,
+            )
             records.append(parity)
     return max(records, key=lambda record: record.max_logit_error)
 

@@ -31,6 +31,7 @@ class ExportRecord:
         parity: what the gate found, with the tokens and the NLL that torch gave.
         host: the machine that made it.
         versions: package name to version.
+        rounding: method, group size, library and calibration text, where the integers were chosen before the export.
         files: relative path to size and hash of every other file.
         content_digest: sha256 of this record as it was written.
     """
@@ -45,6 +46,7 @@ class ExportRecord:
     parity: ParityRecord
     host: dict[str, str]
     versions: dict[str, str]
+    rounding: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = _FORMAT_VERSION
     content_digest: str = field(default="", compare=False, metadata=SPARSE)

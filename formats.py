@@ -20,16 +20,15 @@ from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.manifest import OPENVINO_RECORD, ParityRecord
 from prune_export.progress import Progress
 from prune_export.records import to_json
+from prune_export.rounding import Rounder, calibration
 
 if TYPE_CHECKING:
-    from prune_export.export.integer_weights import Calibration
+    from prune_export.export.rounded import RoundedWeights
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PROMPT = tuple(range(1, 17))
 _GREEDY_TOKENS = 64
 STORED = "stored"  # the precision that most of the checkpoint's weights have
-# Tokens of a window that weights are rounded with.
-_CALIBRATION_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,16 @@ class Format:
     write: Callable[[Path, Path, str, Progress], ParityRecord]
 
 
-def formats_of(text: str, *, precision: str | None, openvino: OpenVinoOptions | None = None) -> tuple[Format, ...]:
+def formats_of(
+    text: str, *, precision: str | None, openvino: OpenVinoOptions | None = None, rounder: Rounder | None = None
+) -> tuple[Format, ...]:
     """The rows for "openvino", "onnx", "both" of these, or "decilm".
 
     Args:
         text: what the user said.
         precision: of the weights.
         openvino: options for the OpenVINO part of what is written.
+        rounder: chooses int4 weights before they are exported, the same for all formats.
 
     Raises:
         BadInputError: unknown, the precision does not exist in it, or options that have no meaning there.
@@ -73,15 +75,24 @@ def formats_of(text: str, *, precision: str | None, openvino: OpenVinoOptions | 
                 f"format {name} has no precision {precision}: use one of {', '.join(FORMATS[name].precisions)}"
             )
     rows = tuple(FORMATS[name] for name in names)
-    if openvino is None or not openvino.changed:
-        return rows
-    openvino.check(precision or FORMATS[_OPENVINO].default)
-    if _OPENVINO not in names:
-        raise BadInputError(
-            f"--format {text} takes no options of OpenVINO: leave them out, or use --format {_OPENVINO}"
-        )
-    write = partial(_openvino, options=openvino)
-    return tuple(replace(row, write=write) if row.name == _OPENVINO else row for row in rows)
+    if openvino is not None and openvino.changed:
+        openvino.check(precision or FORMATS[_OPENVINO].default)
+        if _OPENVINO not in names:
+            raise BadInputError(
+                f"--format {text} takes no options of OpenVINO: leave them out, or use --format {_OPENVINO}"
+            )
+        write = partial(_openvino, options=openvino)
+        rows = tuple(replace(row, write=write) if row.name == _OPENVINO else row for row in rows)
+    if rounder is not None:
+        rounder.check(precision, openvino)
+        rows = tuple(replace(row, write=_with_rounder(row.write, rounder)) for row in rows)
+    return rows
+
+
+def _with_rounder(
+    write: Callable[..., ParityRecord], rounder: Rounder
+) -> Callable[[Path, Path, str, Progress], ParityRecord]:
+    return partial(write, rounder=rounder)
 
 
 @dataclass(frozen=True)
@@ -103,16 +114,23 @@ class _Expected:
     threads: int
 
 
-def _expected(checkpoint: Any, scratch: Path) -> _Expected:
+def _expected(checkpoint: Any, scratch: Path, rounded: RoundedWeights | None) -> _Expected:
+    """Tokens and NLL of the checkpoint as it is; logits of the weights that are exported.
+
+    With weights that were rounded before, the checkpoint has those from here on.
+    """
     import numpy as np
     import torch
 
     from prune_export.evaluate import torch_nll
     from prune_export.export.parity import greedy_tokens_of, torch_reference
+    from prune_export.export.rounded import put_into
 
     tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
     window = np.asarray([[*_PROMPT, *tokens]], dtype=np.int64)
     (nll,) = torch_nll(checkpoint, window)
+    if rounded is not None:
+        put_into(checkpoint, rounded)
     reference = scratch / "reference.npz"
     torch_reference(checkpoint).save(reference)
     return _Expected(reference, tuple(tokens), window, nll, torch.get_num_threads())
@@ -165,35 +183,30 @@ def _scored(
 
 
 def _openvino(
-    source: Path, stage: Path, precision: str, report: Progress, options: OpenVinoOptions | None = None
+    source: Path,
+    stage: Path,
+    precision: str,
+    report: Progress,
+    options: OpenVinoOptions | None = None,
+    rounder: Rounder | None = None,
 ) -> ParityRecord:
     from prune_export.export.weights import compress
 
-    calibration = _calibration(source, options) if options is not None and options.needs_text else None
+    needs_text = options is not None and options.needs_text
+    text = calibration(source, options.calibration, samples=options.samples) if options and needs_text else None
+    rounded = rounder.of(source, report) if rounder is not None else None
     with _beside(stage) as scratch:
         plain = scratch / "fp32"
-        expected = _written_openvino(source, plain, scratch, report)
+        expected = _written_openvino(source, plain, scratch, report, rounded)
         with report.phase("parity with torch"):
             compared = _compared(expected, plain)
         with report.phase(f"writing {precision}"):
-            compress(plain, stage, precision=precision, options=options, calibration=calibration)
+            compress(plain, stage, precision=precision, options=options, calibration=text, rounded=rounded)
         parity = _scored(
             stage, expected, compared, precision=precision, name=source.name, scratch=scratch, progress=report
         )
     _note(stage / OPENVINO_RECORD, parity)
     return parity
-
-
-def _calibration(source: Path, options: OpenVinoOptions) -> Calibration:
-    from prune_export.export.integer_weights import Calibration
-    from prune_export.prune.loading import load_config, load_tokenizer
-    from prune_export.prune.shapes import model_shape
-    from prune_export.texts import load_text, token_windows, windows_digest
-
-    text = load_text(options.calibration or None, "calibration")
-    length = min(_CALIBRATION_LENGTH, model_shape(load_config(source)).context)
-    tokens = token_windows(text, load_tokenizer(source), count=options.samples, length=length)
-    return Calibration(tokens, {**text.provenance(), "tokens": windows_digest(tokens)})
 
 
 def _note(record: Path, parity: ParityRecord) -> None:
@@ -205,25 +218,29 @@ def _note(record: Path, parity: ParityRecord) -> None:
     record.write_text(json.dumps(data, indent=1) + "\n", encoding="utf8")
 
 
-def _written_openvino(source: Path, plain: Path, scratch: Path, report: Progress) -> _Expected:
+def _written_openvino(
+    source: Path, plain: Path, scratch: Path, report: Progress, rounded: RoundedWeights | None
+) -> _Expected:
     """The model is gone when this returns: it and a runtime's copy of it are never in memory together."""
     from prune_export.export.openvino_ir import export_openvino
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import load_tokenizer
 
     checkpoint, tokenizer = load(source), load_tokenizer(source)
+    with report.phase("running the checkpoint in torch"):
+        expected = _expected(checkpoint, scratch, rounded)
     with report.phase("exporting to OpenVINO"):
         export_openvino(checkpoint, tokenizer, plain)
-    with report.phase("running the checkpoint in torch"):
-        return _expected(checkpoint, scratch)
+    return expected
 
 
-def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
+def _onnx(source: Path, stage: Path, precision: str, report: Progress, rounder: Rounder | None = None) -> ParityRecord:
     from prune_export.export.files import ONNX_RECORD
 
+    rounded = rounder.of(source, report) if rounder is not None else None
     with _beside(stage) as scratch:
         plain = stage if precision == "fp32" else scratch / "fp32"
-        expected = _written_onnx(source, plain, stage, precision, scratch, report)
+        expected = _written_onnx(source, plain, stage, precision, scratch, report, rounded)
         with report.phase("parity with torch"):
             parity = _scored(
                 stage,
@@ -238,18 +255,27 @@ def _onnx(source: Path, stage: Path, precision: str, report: Progress) -> Parity
     return parity
 
 
-def _written_onnx(source: Path, plain: Path, stage: Path, precision: str, scratch: Path, report: Progress) -> _Expected:
+def _written_onnx(
+    source: Path,
+    plain: Path,
+    stage: Path,
+    precision: str,
+    scratch: Path,
+    report: Progress,
+    rounded: RoundedWeights | None,
+) -> _Expected:
     """The model is gone when this returns."""
     from prune_export.export.onnx_export import export_onnx
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import load_tokenizer
 
     checkpoint, tokenizer = load(source), load_tokenizer(source)
+    with report.phase("running the checkpoint in torch"):
+        expected = _expected(checkpoint, scratch, rounded)
     if precision != "fp32":
         export_onnx(checkpoint, None, plain, progress=report)
-    export_onnx(checkpoint, tokenizer, stage, precision=precision, progress=report)
-    with report.phase("running the checkpoint in torch"):
-        return _expected(checkpoint, scratch)
+    export_onnx(checkpoint, tokenizer, stage, precision=precision, rounded=rounded, progress=report)
+    return expected
 
 
 def _decilm_family(model_type: str) -> None:

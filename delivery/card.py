@@ -92,6 +92,7 @@ def export_card(record: ExportRecord) -> str:
                 "parity": _parity(record.parity.max_logit_error, record.parity.tolerance)
                 + f", {record.parity.greedy_agreement:.0%} of {record.parity.greedy_tokens} greedy tokens in "
                 f"{record.precision}",
+                **({"rounding": _words(record.rounding)} if record.rounding else {}),
                 "host": _words(record.host),
                 "versions": _words(record.versions),
             },

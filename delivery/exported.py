@@ -17,7 +17,15 @@ from prune_export.prune.shapes import model_shape
 
 
 def describe_export(
-    folder: Path, checkpoint: Path, parity: ParityRecord, *, source: str, format: str, precision: str, command: str
+    folder: Path,
+    checkpoint: Path,
+    parity: ParityRecord,
+    *,
+    source: str,
+    format: str,
+    precision: str,
+    command: str,
+    rounding: dict[str, str] | None = None,
 ) -> ExportRecord:
     """Writes README.md and export.json.
 
@@ -29,6 +37,7 @@ def describe_export(
         format: of the export.
         precision: of its weights.
         command: command line, or empty.
+        rounding: how its integers were chosen before the export, if they were.
     """
     record = ExportRecord(
         command=command,
@@ -41,6 +50,7 @@ def describe_export(
         parity=parity,
         host=host_fingerprint(),
         versions=package_versions(),
+        rounding=rounding or {},
     )
     write_card(folder, export_card(record))
     record = replace(record, files=file_records(folder, besides=EXPORT_FILE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from prune_export.export.onnx_read import read_decoder
 from prune_export.export.onnx_spec import Decoder
 from prune_export.export.onnx_weights import ExternalData
 from prune_export.export.quiet import quiet
+from prune_export.export.rounded import RoundedWeights
 from prune_export.export.stock_config import save_configs
 from prune_export.progress import Progress
 
@@ -48,6 +49,9 @@ class OnnxRecord:
         opset: of the graph.
         ir_version: of the file.
         oldest_runtime: the ONNX Runtime that it needs at least.
+        rounding: Neural Compressor's method that chose the integers, taken over as they are; empty for ONNX Runtime's
+            own rounding.
+        calibration: name and digests of the text that it went by; empty without one.
     """
 
     precision: str
@@ -59,6 +63,8 @@ class OnnxRecord:
     opset: int = OPSET
     ir_version: int = IR_VERSION
     oldest_runtime: str = OLDEST_RUNTIME
+    rounding: str = ""
+    calibration: dict[str, str] = field(default_factory=dict)
 
 
 def export_onnx(
@@ -69,6 +75,7 @@ def export_onnx(
     precision: str = "fp32",
     block: int = BLOCKS[0],
     head_bits: int = 4,
+    rounded: RoundedWeights | None = None,
     progress: Progress | None = None,
 ) -> OnnxRecord:
     """Writes model.onnx, model.onnx.data, genai_config.json, configurations and tokenizer files.
@@ -83,6 +90,8 @@ def export_onnx(
         precision: of the weights.
         block: for int8 and int4: 128, 64 or 32; smaller ones are used for the layers that it does not fit.
         head_bits: of embeddings and head of an int4 artifact: 4, or 8.
+        rounded: int4 weights that were chosen before, whose values the model has: taken over as they are; what was not
+            rounded, embeddings and head included, gets 8 bits.  They decide `block` and `head_bits`.
         progress: is told the share of the weights that is written.
 
     Raises:
@@ -91,13 +100,18 @@ def export_onnx(
     """
     check_precision(precision)
     check_block(block)
-    decoder = read_decoder(model)
+    if rounded is not None and precision != "int4":
+        raise BadInputError(f"weights that were rounded to int4 cannot be exported in {precision}: use int4")
+    decoder = read_decoder(model, rounded)
+    scheme = Scheme(precision, block, head_bits) if rounded is None else Scheme(precision, rounded.group_size, 8, 8)
     directory.mkdir(parents=True, exist_ok=True)
     for name in (MODEL_ONNX, MODEL_ONNX_DATA):
         if (directory / name).exists() or (directory / name).is_symlink():
             raise BadInputError(f"{directory / name} exists already: export to an empty directory")
     with nullcontext() if progress is None else progress.phase(f"writing ONNX in {precision}"):
-        record = _write_model(decoder, directory, Scheme(precision, block, head_bits), progress)
+        record = _write_model(decoder, directory, scheme, progress)
+    if rounded is not None:
+        record = replace(record, rounding=rounded.method, calibration=rounded.calibration)
     with quiet():
         save_configs(model, directory, decoder.family)
         if tokenizer is not None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from onnx import TensorProto
 
+from prune_export.errors import BadInputError
 from prune_export.export.onnx_graph import MICROSOFT, Graph
-from prune_export.export.onnx_quantize import Quantized, block_for, quantize
+from prune_export.export.onnx_quantize import Quantized, block_for, packed, quantize
 from prune_export.export.onnx_spec import Linear
+from prune_export.export.rounded import RoundedMatrix, stacked
 
 # The least precise activations that MatMulNBits may compute with: int8, the fastest on a CPU.
 _INT8_ACTIVATIONS = 4
@@ -25,16 +27,23 @@ class Scheme:
         precision: "fp32", "fp16" and "bf16" (stored so, computed in fp32), "int8" or "int4".
         block: of int8 and int4, the weights that share a scale, as asked for.
         head_bits: of embeddings and head of an int4 artifact: 4, or 8 for less loss and more bytes.
+        other_bits: of the other matrices of an int4 artifact that were not rounded before: 4, or 8.
     """
 
     precision: str
     block: int = 128
     head_bits: int = 4
+    other_bits: int = 4
 
     @property
     def bits(self) -> int:
         """8, 4, or 0 for unquantized weights."""
         return {"int8": 8, "int4": 4}.get(self.precision, 0)
+
+    @property
+    def own_bits(self) -> int:
+        """Of a matrix that ONNX Runtime rounds."""
+        return self.other_bits if self.bits == 4 else self.bits
 
     @property
     def table_bits(self) -> int:
@@ -74,15 +83,11 @@ class Linears:
             value: [B, T, in].
             parts: with biases all or none.
             name: of the product.
-            bits: of quantized weights, 0 for the scheme's.
+            bits: of weights that are quantized here, 0 for the scheme's.
         """
-        bits = bits or self.scheme.bits
         block = self._block(int(parts[0].weight.shape[1]), name) if self.scheme.bits else 0
         if block:
-            stacked = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
-            self._note_bits(bits, name)
-            weights = self._quantized(f"{name}.weight", stacked, bits, block)
-            product = self._blocks_product(value, weights, stacked.shape, bits, block, f"{name}/MatMul")
+            product = self._quantized_product(value, parts, name, bits or self.scheme.own_bits, block)
         else:
             turned = torch.cat([part.weight.t() for part in parts], dim=1)
             product = self.graph.node("MatMul", [value, self._float(f"{name}.weight", turned)], f"{name}/MatMul")
@@ -130,6 +135,17 @@ class Linears:
         weight = self._float(f"{name}.weight", table)
         return self.graph.node("FusedMatMul", [value, weight], head, domain=MICROSOFT, transB=1)
 
+    def _quantized_product(self, value: str, parts: Sequence[Linear], name: str, bits: int, block: int) -> str:
+        given = _given(parts, name)
+        if given is not None:
+            bits, block, shape = 4, given.group, torch.Size(given.integers.shape)
+            weights = self._written(f"{name}.weight", packed(given))
+        else:
+            whole = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
+            shape, weights = whole.shape, self._quantized(f"{name}.weight", whole, bits, block)
+        self._note_bits(bits, name)
+        return self._blocks_product(value, weights, shape, bits, block, f"{name}/MatMul")
+
     def _block(self, width: int, name: str) -> int:
         block = block_for(width, self.scheme.block)
         if not block:
@@ -153,13 +169,15 @@ class Linears:
 
     def _quantized(self, name: str, matrix: torch.Tensor, bits: int, block: int) -> tuple[str, str, str]:
         if name not in self._done:
-            made: Quantized = quantize(matrix, bits=bits, block=block)
-            self._done[name] = (
-                self.graph.weight(f"{name}_Q{bits}", made.packed),
-                self.graph.weight(f"{name}_scales", made.scales),
-                self.graph.weight(f"{name}_zero_points", made.zero_points),
-            )
+            self._done[name] = self._written(name, quantize(matrix, bits=bits, block=block))
         return self._done[name]
+
+    def _written(self, name: str, made: Quantized) -> tuple[str, str, str]:
+        return (
+            self.graph.weight(f"{name}_Q{made.bits}", made.packed),
+            self.graph.weight(f"{name}_scales", made.scales),
+            self.graph.weight(f"{name}_zero_points", made.zero_points),
+        )
 
     def _blocks_product(
         self, value: str, weights: Sequence[str], shape: Sequence[int], bits: int, block: int, name: str
@@ -175,3 +193,13 @@ class Linears:
             block_size=block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
+
+
+def _given(parts: Sequence[Linear], name: str) -> RoundedMatrix | None:
+    """The integers of all parts, one below the other, where they were rounded before."""
+    given = [part.rounded for part in parts if part.rounded is not None]
+    if not given:
+        return None
+    if len(given) != len(parts) or len({part.group for part in given}) > 1:
+        raise BadInputError(f"{name} is one product of matrices that were not rounded alike: round all of them or none")
+    return stacked(given)

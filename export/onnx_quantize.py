@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from prune_export.errors import BadInputError
+from prune_export.export.rounded import RoundedMatrix
 
 # Larger blocks have fewer scales to read; smaller ones follow the weights more closely.
 BLOCKS = (128, 64, 32)
@@ -77,6 +78,20 @@ def quantize(weight: torch.Tensor, *, bits: int, block: int) -> Quantized:
         inner = scales[part].reshape(-1), zero_points[part].reshape(-1)
         turn(packed[part], turned, *inner, block, turned.shape[1], width, False)
     return Quantized(packed, scales, zero_points, bits, block)
+
+
+def packed(matrix: RoundedMatrix) -> Quantized:
+    """Integers that were chosen elsewhere, as they are."""
+    rows, blocks = matrix.scales.shape
+    halves = _pack(matrix.integers).reshape(rows, blocks, matrix.group // 2)
+    return Quantized(halves, matrix.scales.astype(np.float32), _pack(matrix.zero_points), 4, matrix.group)
+
+
+def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, K] of 4 bits to [N, K / 2], rounded up."""
+    even = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
+    halves: NDArray[np.uint8] = even[:, ::2] | (even[:, 1::2] << np.uint8(4))
+    return halves
 
 
 def dequantize(quantized: Quantized) -> NDArray[np.float32]:

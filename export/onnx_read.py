@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from prune_export.errors import BadInputError
 from prune_export.export.onnx_families import Row, row_of
 from prune_export.export.onnx_spec import Attention, Decoder, Layer, Linear, Mlp, Norm
+from prune_export.export.rounded import RoundedMatrix, RoundedWeights
 from prune_export.prune.shapes import head_dim
 
 # What GroupQueryAttention asks of a head that it rotates.
@@ -19,11 +24,33 @@ _HEAD_MULTIPLE = 16
 _ROTATIONS = ("default", "linear", "llama3", "yarn", "proportional")
 
 
-def read_decoder(model: Any) -> Decoder:
+@dataclass(frozen=True)
+class _Source:
+    """What the parts of a decoder are read with.
+
+    Attributes:
+        row: the family's names.
+        config: the model's.
+        rounded: integers of the linear layers that were rounded.
+    """
+
+    row: Row
+    config: Any
+    rounded: Mapping[nn.Module, RoundedMatrix]
+
+    def linear(self, module: Any) -> Linear:
+        """GPT-2's `Conv1D` holds its matrix the other way round."""
+        weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
+        bias = None if module.bias is None else module.bias.detach()
+        return Linear(weight.detach(), bias, self.rounded.get(module))
+
+
+def read_decoder(model: Any, rounded: RoundedWeights | None = None) -> Decoder:
     """The parts of a causal language model; its tensors are shared, not copied.
 
     Args:
         model: stock or pruned, in evaluation mode.
+        rounded: what its weights are the values of, where they were rounded.
 
     Raises:
         BadInputError: an unsupported architecture or variant of it, or no attention left.
@@ -39,6 +66,8 @@ def read_decoder(model: Any) -> Decoder:
             f"{family} with embeddings of {embeddings.shape[1]} for a hidden size of {config.hidden_size} has no ONNX "
             "export: the two must be equal"
         )
+    matrices = {} if rounded is None else rounded.matrices
+    source = _Source(row, config, {model.get_submodule(name): matrix for name, matrix in matrices.items()})
     head = model.get_submodule(row.head)
     tied = head.weight.data_ptr() == embeddings.data_ptr() and getattr(head, "bias", None) is None
     decoder = Decoder(
@@ -47,9 +76,9 @@ def read_decoder(model: Any) -> Decoder:
         embedding_scale=math.sqrt(config.hidden_size) if row.scaled_embeddings else 1.0,
         positions=_positions(model, row),
         rotary=_rotary(model, row, config.max_position_embeddings),
-        layers=tuple(_layer(layer, row, config, index) for index, layer in enumerate(model.get_submodule(row.layers))),
+        layers=tuple(_layer(layer, source, index) for index, layer in enumerate(model.get_submodule(row.layers))),
         final_norm=_norm(model.get_submodule(row.final_norm), row.norm_offset),
-        head=None if tied else _linear(head),
+        head=None if tied else source.linear(head),
         head_softcap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
         context=int(config.max_position_embeddings),
     )
@@ -77,7 +106,8 @@ def _check_attentions(decoder: Decoder) -> None:
         )
 
 
-def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:
+def _layer(module: nn.Module, source: _Source, index: int) -> Layer:
+    row, config = source.row, source.config
     attention = getattr(module, row.attention, None)
     if not _has_weight(attention, row.o):
         attention = None
@@ -85,9 +115,9 @@ def _layer(module: nn.Module, row: Row, config: Any, index: int) -> Layer:
     if not _has_weight(mlp, row.down):
         mlp = None
     return Layer(
-        attention=None if attention is None else _attention(attention, row, config, index),
+        attention=None if attention is None else _attention(attention, source, index),
         attention_norm=_optional_norm(module, row.attention_norm, row),
-        mlp=None if mlp is None else _mlp(mlp, row, config),
+        mlp=None if mlp is None else _mlp(mlp, source),
         mlp_norm=_optional_norm(module, row.mlp_norm, row),
         after_attention=_optional_norm(module, row.after_attention, row),
         after_mlp=_optional_norm(module, row.after_mlp, row),
@@ -100,11 +130,12 @@ def _has_weight(block: Any, name: str) -> bool:
     return hasattr(getattr(block, name, None), "weight")
 
 
-def _attention(module: nn.Module, row: Row, config: Any, index: int) -> Attention:
+def _attention(module: nn.Module, source: _Source, index: int) -> Attention:
+    row, config = source.row, source.config
     width = head_dim(config)
-    o = _linear(getattr(module, row.o))
+    o = source.linear(getattr(module, row.o))
     heads = o.weight.shape[1] // width
-    q, k, v = _projections(module, row, width, heads)
+    q, k, v = _projections(module, source, width, heads)
     scale = getattr(module, "scaling", None)
     return Attention(
         q=q,
@@ -122,44 +153,44 @@ def _attention(module: nn.Module, row: Row, config: Any, index: int) -> Attentio
     )
 
 
-def _projections(module: nn.Module, row: Row, width: int, heads: int) -> tuple[Linear, Linear, Linear]:
+def _projections(module: nn.Module, source: _Source, width: int, heads: int) -> tuple[Linear, Linear, Linear]:
+    row = source.row
     if not row.qkv:
-        q, k, v = (_linear(getattr(module, name)) for name in (row.q, row.k, row.v))
+        q, k, v = (source.linear(getattr(module, name)) for name in (row.q, row.k, row.v))
         return q, k, v
-    whole = _linear(getattr(module, row.qkv))
+    whole = source.linear(getattr(module, row.qkv))
     if row.qkv_by_head:
         kinds = [_head_rows(whole, heads, kind, width) for kind in range(3)]
         return kinds[0], kinds[1], kinds[2]
     first, rows = heads * width, whole.weight.shape[0]
     second = (first + rows) // 2
-    return _rows(whole, 0, first), _rows(whole, first, second), _rows(whole, second, rows)
+    return _rows(whole, slice(first)), _rows(whole, slice(first, second)), _rows(whole, slice(second, rows))
 
 
 def _head_rows(whole: Linear, heads: int, kind: int, width: int) -> Linear:
     """Query, key or value (kind 0, 1, 2) rows of a projection that lists all three of each head in turn."""
-    weight = whole.weight.view(heads, 3, width, -1)[:, kind].reshape(heads * width, -1)
-    bias = whole.bias.view(heads, 3, width)[:, kind].reshape(-1) if whole.bias is not None else None
-    return Linear(weight, bias)
+    return _rows(whole, np.arange(heads * 3 * width).reshape(heads, 3, width)[:, kind].reshape(-1))
 
 
-def _mlp(module: nn.Module, row: Row, config: Any) -> Mlp:
-    down, activation = _linear(getattr(module, row.down)), str(getattr(config, row.activation))
+def _mlp(module: nn.Module, source: _Source) -> Mlp:
+    row = source.row
+    down, activation = source.linear(getattr(module, row.down)), str(getattr(source.config, row.activation))
     if row.gate_up:
-        both = _linear(getattr(module, row.gate_up))
+        both = source.linear(getattr(module, row.gate_up))
         half = both.weight.shape[0] // 2
-        return Mlp(_rows(both, 0, half), _rows(both, half, 2 * half), down, activation)
-    gate = _linear(getattr(module, row.gate)) if row.gate else None
-    return Mlp(gate, _linear(getattr(module, row.up)), down, activation)
+        return Mlp(_rows(both, slice(half)), _rows(both, slice(half, 2 * half)), down, activation)
+    gate = source.linear(getattr(module, row.gate)) if row.gate else None
+    return Mlp(gate, source.linear(getattr(module, row.up)), down, activation)
 
 
-def _linear(module: Any) -> Linear:
-    """GPT-2's `Conv1D` holds its matrix the other way round."""
-    weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
-    return Linear(weight.detach(), None if module.bias is None else module.bias.detach())
-
-
-def _rows(whole: Linear, begin: int, end: int) -> Linear:
-    return Linear(whole.weight[begin:end], whole.bias[begin:end] if whole.bias is not None else None)
+def _rows(whole: Linear, chosen: slice | NDArray[np.int64]) -> Linear:
+    """Some of the outputs of a product; a slice of them shares its memory."""
+    at = chosen if isinstance(chosen, slice) else torch.from_numpy(chosen)
+    return Linear(
+        whole.weight[at],
+        None if whole.bias is None else whole.bias[at],
+        None if whole.rounded is None else whole.rounded.rows(chosen),
+    )
 
 
 def _optional_norm(module: nn.Module, name: str, row: Row) -> Norm | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from prune_export.export.rounded import RoundedMatrix
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -32,10 +34,12 @@ class Linear:
     Attributes:
         weight: [out, in].
         bias: [out], or None.
+        rounded: the integers that the weight is the value of, where it was rounded before the export.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    rounded: RoundedMatrix | None = None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class OpenVinoOptions:
         """Fields that are not at their defaults."""
         return tuple(item.name for item in fields(self) if getattr(self, item.name) != item.default)
 
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """Options given by which OpenVINO's own compression decides about integers."""
+        return tuple(_FLAGS[name][0] for name in self.changed if name in _FLAGS and name != "backup")
+
     def check(self, precision: str) -> None:
         """Refuses what has no meaning for a precision.
 

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 
 from prune_export.telemetry import declined
 
@@ -29,6 +30,19 @@ def quiet() -> Iterator[None]:
         for part in (declined, _no_logs, _no_bars):
             stack.enter_context(part())
         yield
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """No bars of tqdm in the block, whoever makes them."""
+    from tqdm import tqdm
+
+    before = tqdm.__init__
+    tqdm.__init__ = partialmethod(before, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
 
 
 @contextmanager

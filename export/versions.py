@@ -20,6 +20,8 @@ _PACKAGES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-genai",
+    "neural-compressor",
+    "auto-round",
     "numpy",
 )
 

@@ -16,7 +16,9 @@ from prune_export.export.files import MODEL_BIN, MODEL_XML
 from prune_export.export.half_precision import HALF, is_in_half, mark_conversions, store_in_half
 from prune_export.export.integer_weights import QUANTIZED, Calibration, departures, integer_weights, quantized
 from prune_export.export.openvino_options import OpenVinoOptions
+from prune_export.export.openvino_rounded import take_over
 from prune_export.export.quiet import quiet
+from prune_export.export.rounded import RoundedWeights
 from prune_export.manifest import MANIFEST, OPENVINO_RECORD
 from prune_export.records import from_json
 
@@ -40,7 +42,8 @@ class CompressionRecord:
         kv_cache: hint to the runtime that was asked for; empty for the precision's own.
         ratio: as asked for.
         methods: what the rounding was prepared with: "awq", "scale estimation", "gptq".
-        calibration: name and digests of the text that they, or `ratio`, went by; empty without one.
+        calibration: name and digests of the text that they, or `ratio`, or `rounding`, went by; empty without one.
+        rounding: Neural Compressor's method that chose the integers, taken over as they are; empty for NNCF's own.
     """
 
     precision: str
@@ -54,6 +57,7 @@ class CompressionRecord:
     ratio: float = 1.0
     methods: tuple[str, ...] = ()
     calibration: dict[str, str] = field(default_factory=dict)
+    rounding: str = ""
 
     def departures(self) -> dict[str, str]:
         """Layer to what it is stored in, where that is not the precision, or the group size, that was asked for."""
@@ -71,6 +75,7 @@ def compress(
     precision: str,
     options: OpenVinoOptions | None = None,
     calibration: Calibration | None = None,
+    rounded: RoundedWeights | None = None,
 ) -> CompressionRecord:
     """Writes a copy of an fp32 export with its weights in another precision; the files beside the IR are copied.
 
@@ -84,22 +89,25 @@ def compress(
         precision: of the weights; fp32 leaves them as they are.
         options: how, where it shall not be the default.
         calibration: what int4 weights are rounded with, where the options ask for that.
+        rounded: int4 weights that were chosen before, whose values the source has: taken over as they are.
 
     Raises:
         BadInputError: unknown precision, no IR in the source, one that is compressed already, a weight beyond fp16's
-            range, no layer that int4 fits, a cache hint for a model whose cache the runtime does not manage, or options
-            that need calibration tokens without any.
+            range, no layer that int4 fits, a cache hint for a model whose cache the runtime does not manage, options
+            that need calibration tokens without any, or other weights in the source than those that were rounded.
     """
     if precision not in PRECISIONS:
         raise BadInputError(f'weights cannot be compressed to "{precision}": use one of {", ".join(PRECISIONS)}')
     if not (source_directory / MODEL_XML).is_file():
         raise BadInputError(f"{source_directory} has no {MODEL_XML}: export the model in fp32 first")
     options = options or OpenVinoOptions()
+    if rounded is not None and precision != "int4":
+        raise BadInputError(f"weights that were rounded to int4 cannot be exported in {precision}: use int4")
     if options.needs_text and calibration is None:
         raise BadInputError("scale estimation, GPTQ and calibrated choices need calibration tokens: give some")
     directory.mkdir(parents=True, exist_ok=True)
     with quiet():
-        record = _write_model(source_directory, directory, precision, options, calibration)
+        record = _write_model(source_directory, directory, precision, options, calibration, rounded)
     _copy_companions(source_directory, directory)
     (directory / OPENVINO_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf8")
     return record
@@ -117,7 +125,12 @@ def departures_of(directory: Path) -> dict[str, str]:
 
 
 def _write_model(
-    source: Path, directory: Path, precision: str, options: OpenVinoOptions, calibration: Calibration | None
+    source: Path,
+    directory: Path,
+    precision: str,
+    options: OpenVinoOptions,
+    calibration: Calibration | None,
+    rounded: RoundedWeights | None,
 ) -> CompressionRecord:
     import openvino
 
@@ -126,11 +139,14 @@ def _write_model(
     if any(True for _ in integer_weights(model)) or is_in_half(model):
         raise BadInputError(f"{source} has compressed weights already: give the fp32 export")
     mode = ""
-    if precision in QUANTIZED:
+    if rounded is not None:
+        model, mode = take_over(model, rounded, backup=options.backup)
+    elif precision in QUANTIZED:
         model, mode = quantized(model, precision, options, calibration)
     elif precision in HALF:
         store_in_half(model, precision)
-    departing = departures(model, precision, options.group_size)
+    group_size = options.group_size if rounded is None else rounded.group_size
+    departing = departures(model, precision, group_size)
     _set_cache_precision(model, precision, options.kv_cache)
     if precision == "fp32" and not options.kv_cache:
         for name in (MODEL_XML, MODEL_BIN):
@@ -142,14 +158,21 @@ def _write_model(
     return CompressionRecord(
         precision=precision,
         mode=mode,
-        group_size=options.group_size if precision == "int4" else 0,
+        group_size=group_size if precision == "int4" else 0,
         **departing,
         weights_bytes=(directory / MODEL_BIN).stat().st_size,
         kv_cache=options.kv_cache,
         ratio=options.ratio,
         methods=options.methods,
-        calibration=calibration.described if calibration is not None else {},
+        calibration=_described(calibration, rounded),
+        rounding="" if rounded is None else rounded.method,
     )
+
+
+def _described(calibration: Calibration | None, rounded: RoundedWeights | None) -> dict[str, str]:
+    if rounded is not None:
+        return rounded.calibration
+    return {} if calibration is None else calibration.described
 
 
 def _set_cache_precision(model: Any, precision: str, wanted: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from prune_export.errors import BadInputError
 from prune_export.export.openvino_options import BACKUPS, CACHES, GROUPS, OpenVinoOptions
+from prune_export.export.rounding_options import METHODS, RoundingOptions
 from prune_export.formats import BOTH, FORMATS, PRECISIONS
 from prune_export.hashes import sealed
 from prune_export.progress import Progress
@@ -47,6 +49,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-cache-precision", choices=CACHES, help="hint to the runtime (default: f16, beside int8 and int4 its own)"
     )
+    group = parser.add_argument_group("rounding to int4 by Neural Compressor, for every format alike")
+    group.add_argument(
+        "--rounding",
+        choices=METHODS,
+        help="by Neural Compressor; takes --group-size, --calibration and --num-samples (default: each format's own)",
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -59,6 +67,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         precision=arguments.precision,
         openvino=_openvino_options(arguments),
+        rounding=_rounding_options(arguments),
         force=arguments.force,
         command=arguments.command,
         progress=Progress(quiet=arguments.quiet),
@@ -67,9 +76,22 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _openvino_options(arguments: argparse.Namespace) -> OpenVinoOptions:
+def _rounding_options(arguments: argparse.Namespace) -> RoundingOptions | None:
+    return None if arguments.rounding is None else RoundingOptions(arguments.rounding, **_shared_options(arguments))
+
+
+def _shared_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options that either of the two roundings has."""
     given = {
         "group_size": arguments.group_size,
+        "calibration": arguments.calibration,
+        "samples": arguments.num_samples,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _openvino_options(arguments: argparse.Namespace) -> OpenVinoOptions:
+    given = {
         "symmetric": arguments.sym or None,
         "ratio": arguments.ratio,
         "all_layers": arguments.all_layers or None,
@@ -77,11 +99,10 @@ def _openvino_options(arguments: argparse.Namespace) -> OpenVinoOptions:
         "awq": arguments.awq or None,
         "scale_estimation": arguments.scale_estimation or None,
         "gptq": arguments.gptq or None,
-        "calibration": arguments.calibration,
-        "samples": arguments.num_samples,
         "kv_cache": arguments.kv_cache_precision,
     }
-    return OpenVinoOptions(**{name: value for name, value in given.items() if value is not None})
+    shared = {} if arguments.rounding else _shared_options(arguments)
+    return OpenVinoOptions(**shared, **{name: value for name, value in given.items() if value is not None})
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
