@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prune_export.errors import BadInputError
 from prune_export.export import onnx_families, openvino_families
 from prune_export.export.openvino_options import OpenVinoOptions
+from prune_export.export_gate import PROMPT, Expected, compared, expected_of, new_tokens, scored
 from prune_export.manifest import OPENVINO_RECORD, ParityRecord
 from prune_export.progress import Progress
 from prune_export.records import to_json
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from prune_export.export.rounded import RoundedWeights
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
-_PROMPT = tuple(range(1, 17))
-_GREEDY_TOKENS = 64
 STORED = "stored"  # the precision that most of the checkpoint's weights have
 
 
@@ -95,93 +94,6 @@ def _with_rounder(
     return partial(write, rounder=rounder)
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """Torch's side of the gate, so that the model can be released before a runtime loads its export.
-
-    Attributes:
-        reference: .npz file of its logits.
-        tokens: greedy continuation of the prompt.
-        window: prompt and continuation, [1, T].
-        nll: mean token NLL of the window.
-        threads: of torch, and of the gate then.
-    """
-
-    reference: Path
-    tokens: tuple[int, ...]
-    window: Any
-    nll: float
-    threads: int
-
-
-def _expected(checkpoint: Any, scratch: Path, rounded: RoundedWeights | None) -> _Expected:
-    """Tokens and NLL of the checkpoint as it is; logits of the weights that are exported.
-
-    With weights that were rounded before, the checkpoint has those from here on.
-    """
-    import numpy as np
-    import torch
-
-    from prune_export.evaluate import torch_nll
-    from prune_export.export.parity import greedy_tokens_of, torch_reference
-    from prune_export.export.rounded import put_into
-
-    tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
-    window = np.asarray([[*_PROMPT, *tokens]], dtype=np.int64)
-    (nll,) = torch_nll(checkpoint, window)
-    if rounded is not None:
-        put_into(checkpoint, rounded)
-    reference = scratch / "reference.npz"
-    torch_reference(checkpoint).save(reference)
-    return _Expected(reference, tuple(tokens), window, nll, torch.get_num_threads())
-
-
-def _compared(expected: _Expected, plain: Path) -> tuple[dict[str, float], float]:
-    """The fp32 export against torch, in a process of its own, the model released before."""
-    from prune_export.delivery.ir_checks import compare
-    from prune_export.delivery.resources import free_memory
-
-    free_memory()
-    return compare(expected.reference, plain, threads=expected.threads)
-
-
-def _scored(
-    stage: Path,
-    expected: _Expected,
-    compared: tuple[dict[str, float], float],
-    *,
-    precision: str,
-    name: str,
-    scratch: Path,
-    progress: Progress,
-) -> ParityRecord:
-    """What the gate in the delivered precision found; the NLL is checked."""
-    from prune_export.delivery.ir_checks import score_ir
-    from prune_export.delivery.variants import check_nll
-    from prune_export.export.gate import parity_record
-
-    agreement, (nll,) = score_ir(
-        stage,
-        precision=precision,
-        prompt=_PROMPT,
-        expected=expected.tokens,
-        windows=expected.window,
-        gate_threads=expected.threads,
-        score_threads=0,
-        progress=progress,
-        scratch=scratch,
-    )
-    check_nll(nll - expected.nll, precision=precision, name=name)
-    found = parity_record(*compared, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
-    return replace(
-        found,
-        prompt=_PROMPT,
-        nll_error=nll - expected.nll,
-        continuation=expected.tokens,
-        window_nll=expected.nll,
-    )
-
-
 def _openvino(
     source: Path,
     stage: Path,
@@ -199,11 +111,11 @@ def _openvino(
         plain = scratch / "fp32"
         expected = _written_openvino(source, plain, scratch, report, rounded)
         with report.phase("parity with torch"):
-            compared = _compared(expected, plain)
+            errors = compared(expected, plain)
         with report.phase(f"writing {precision}"):
             compress(plain, stage, precision=precision, options=options, calibration=text, rounded=rounded)
-        parity = _scored(
-            stage, expected, compared, precision=precision, name=source.name, scratch=scratch, progress=report
+        parity = scored(
+            stage, expected, errors, precision=precision, name=source.name, scratch=scratch, progress=report
         )
     _note(stage / OPENVINO_RECORD, parity)
     return parity
@@ -220,7 +132,7 @@ def _note(record: Path, parity: ParityRecord) -> None:
 
 def _written_openvino(
     source: Path, plain: Path, scratch: Path, report: Progress, rounded: RoundedWeights | None
-) -> _Expected:
+) -> Expected:
     """The model is gone when this returns: it and a runtime's copy of it are never in memory together."""
     from prune_export.export.openvino_ir import export_openvino
     from prune_export.prune.checkpoint import load
@@ -228,7 +140,7 @@ def _written_openvino(
 
     checkpoint, tokenizer = load(source), load_tokenizer(source)
     with report.phase("running the checkpoint in torch"):
-        expected = _expected(checkpoint, scratch, rounded)
+        expected = expected_of(checkpoint, tokenizer, scratch, rounded)
     with report.phase("exporting to OpenVINO"):
         export_openvino(checkpoint, tokenizer, plain)
     return expected
@@ -242,10 +154,10 @@ def _onnx(source: Path, stage: Path, precision: str, report: Progress, rounder: 
         plain = stage if precision == "fp32" else scratch / "fp32"
         expected = _written_onnx(source, plain, stage, precision, scratch, report, rounded)
         with report.phase("parity with torch"):
-            parity = _scored(
+            parity = scored(
                 stage,
                 expected,
-                _compared(expected, plain),
+                compared(expected, plain),
                 precision=precision,
                 name=source.name,
                 scratch=scratch,
@@ -263,7 +175,7 @@ def _written_onnx(
     scratch: Path,
     report: Progress,
     rounded: RoundedWeights | None,
-) -> _Expected:
+) -> Expected:
     """The model is gone when this returns."""
     from prune_export.export.onnx_export import export_onnx
     from prune_export.prune.checkpoint import load
@@ -271,7 +183,7 @@ def _written_onnx(
 
     checkpoint, tokenizer = load(source), load_tokenizer(source)
     with report.phase("running the checkpoint in torch"):
-        expected = _expected(checkpoint, scratch, rounded)
+        expected = expected_of(checkpoint, tokenizer, scratch, rounded)
     if precision != "fp32":
         export_onnx(checkpoint, None, plain, progress=report)
     export_onnx(checkpoint, tokenizer, stage, precision=precision, rounded=rounded, progress=report)
@@ -300,10 +212,11 @@ def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> Pari
         write_decilm(checkpoint, tokenizer, stage, dtype=dtype)
     with report.phase("parity of what was written"):
         round_weights(checkpoint, dtype)
-        errors, tolerance, agreement = check_decilm(checkpoint, stage, prompt=_PROMPT, new_tokens=_GREEDY_TOKENS)
-        tokens = greedy_tokens_of(checkpoint, _PROMPT, new_tokens=_GREEDY_TOKENS)
-    found = parity_record(errors, tolerance, greedy_tokens=_GREEDY_TOKENS, greedy_agreement=agreement)
-    return replace(found, prompt=_PROMPT, continuation=tuple(tokens))
+        count = new_tokens(checkpoint)
+        errors, tolerance, agreement = check_decilm(checkpoint, stage, prompt=PROMPT, new_tokens=count)
+        tokens = greedy_tokens_of(checkpoint, PROMPT, new_tokens=count)
+    found = parity_record(errors, tolerance, greedy_tokens=count, greedy_agreement=agreement)
+    return replace(found, prompt=PROMPT, continuation=tuple(tokens))
 
 
 @contextmanager

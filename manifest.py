@@ -123,9 +123,11 @@ class ParityRecord:
         greedy_tokens: tokens generated greedily in the delivered precision.
         greedy_agreement: share of them that equal torch's before the first difference.
         prompt: token ids that they continue.
-        nll_error: mean token NLL of the delivered precision minus torch's, on the first held-out window.
+        nll_error: mean token NLL of the delivered precision minus torch's, on held-out text.
         continuation: torch's greedy continuation, where no checkpoint lies beside the artifact.
         window_nll: torch's mean token NLL over prompt and continuation, likewise.
+        perplexity: held-out perplexity through an export itself; a delivery's candidates have theirs.
+        held_out: the text of it, with digests.
     """
 
     max_logit_error: float
@@ -137,6 +139,8 @@ class ParityRecord:
     nll_error: float = 0.0
     continuation: tuple[int, ...] = field(default=(), metadata=SPARSE)
     window_nll: float = field(default=0.0, metadata=SPARSE)
+    perplexity: float = field(default=0.0, metadata=SPARSE)
+    held_out: str = field(default="", metadata=SPARSE)
 
 
 @dataclass(frozen=True)

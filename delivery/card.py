@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from prune_export.delivery.summary import claim, sparsity_lines, speed, timed_metric
 from prune_export.export.versions import package_versions
 from prune_export.export_record import ExportRecord
-from prune_export.manifest import CHECKPOINT_FOLDER, Candidate, Manifest
+from prune_export.manifest import CHECKPOINT_FOLDER, Candidate, Manifest, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.profiles.host import host_fingerprint
 from prune_export.shape import LayerShape, ModelShape
@@ -92,6 +92,7 @@ def export_card(record: ExportRecord) -> str:
                 "parity": _parity(record.parity.max_logit_error, record.parity.tolerance)
                 + f", {record.parity.greedy_agreement:.0%} of {record.parity.greedy_tokens} greedy tokens in "
                 f"{record.precision}",
+                **(_held_out(record.parity) if record.parity.held_out else {}),
                 **({"rounding": _words(record.rounding)} if record.rounding else {}),
                 "host": _words(record.host),
                 "versions": _words(record.versions),
@@ -99,6 +100,12 @@ def export_card(record: ExportRecord) -> str:
         ),
     ]
     return _front(record.source, library, (*_TAGS, record.format, record.precision)) + "\n".join(lines) + "\n"
+
+
+def _held_out(parity: ParityRecord) -> dict[str, str]:
+    """Perplexity through the export, and of what."""
+    found = f"{parity.perplexity:.2f} through the export, {parity.nll_error:+.4f} nats a token from the checkpoint's"
+    return {"held-out perplexity": f"{found}; {parity.held_out}"}
 
 
 def checkpoint_card(plan: PrunePlan, *, command: str, calibration: Mapping[str, str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from huggingface_hub import ModelCard
 
 from prune_export.cli import main
 from prune_export.errors import BadInputError, ParityError
+from prune_export.evaluate import torch_nll
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import check_seal, file_records, write_sealed
+from prune_export.prune.loading import load_model, load_tokenizer
+from prune_export.texts import load_text, token_windows
 from prune_export.verify import verify
 
 
@@ -36,7 +41,7 @@ def copied(exports: Path, tmp_path: Path) -> Path:
 def test_exports_of_both_formats_verify_with_and_without_the_checkpoint(exports: Path, checkpoint: Path) -> None:
     lines = verify(exports).splitlines()
     assert [line.split(":")[0] for line in lines] == [str(exports / "onnx"), str(exports / "openvino")]
-    assert all(f"files as in {EXPORT_FILE}; " in line and "of 64 greedy tokens" in line for line in lines)
+    assert all(f"files as in {EXPORT_FILE}; " in line and "greedy tokens" in line for line in lines)
     lines = verify(exports, checkpoint=str(checkpoint)).splitlines()
     assert all("largest logit error" in line for line in lines)
     with pytest.raises(BadInputError, match=r"reference .* is not what .* was exported from"):
@@ -54,6 +59,19 @@ def test_the_record_and_the_card_say_where_an_export_comes_from(exports: Path, c
     for part in (record.command, record.source_digest, record.host["processor"], record.versions["torch"],
                  "| 0-3 | 4 | 2 | 128 |"):  # fmt: skip
         assert part in card.text
+
+
+def test_the_record_has_the_held_out_perplexity_of_the_export_itself(exports: Path, checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    for name in ("onnx", "openvino"):
+        found = ExportRecord.load(exports / name).parity
+        length = len(found.prompt) + len(found.continuation)
+        assert length == min(16 + 128, model.config.max_position_embeddings)
+        windows = token_windows(load_text(None, "evaluation"), load_tokenizer(checkpoint), count=8, length=length)
+        assert found.perplexity == pytest.approx(math.exp(statistics.fmean(torch_nll(model, windows))), rel=1e-4)
+        assert abs(found.nll_error) < 1e-4
+        assert found.held_out.startswith("standard library, held-out modules")
+        assert f"{found.perplexity:.2f} through the export" in (exports / name / "README.md").read_text("utf8")
 
 
 def test_an_edited_record_is_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
