@@ -18,7 +18,7 @@ from prune_export import api, cli
 from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks
+from prune_export.delivery import bench, ir_checks, workshop
 from prune_export.delivery.ir_worker import perform
 from prune_export.delivery.preflight import calibration_tokens
 from prune_export.delivery.request import Request, SearchSettings
@@ -43,6 +43,7 @@ TWO_FOUR = Sparsity(Pattern(0.5, 2, 4))
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
     monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
     monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))

@@ -20,6 +20,7 @@ from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.runtimes import find_model
 from prune_export.errors import PruneExportError
 from prune_export.export.openvino_ir import export_openvino
+from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.weights import compress
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
@@ -36,6 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="dense checkpoint")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int8,int4")
+    parser.add_argument("--group-size", type=int, default=128, help="of int4 weights, of both (default 128)")
+    parser.add_argument(
+        "--kv-cache-precision", default="", help="of ours; optimum-cli asks for f16 (default: none, the runtime's own)"
+    )
     parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each (default 5)")
     parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
@@ -57,9 +62,10 @@ def row(arguments: argparse.Namespace, precision: str, plain: Path, progress: Pr
     with tempfile.TemporaryDirectory(dir=plain.parent) as folder:
         ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"
         with progress.phase(f"writing {precision}"):
-            compress(plain, ours, precision=precision)
+            options = OpenVinoOptions(group_size=arguments.group_size, kv_cache=arguments.kv_cache_precision)
+            compress(plain, ours, precision=precision, options=options)
         with progress.phase(f"running optimum-cli in {precision}"):
-            optimum(arguments.model, theirs, precision)
+            optimum(arguments.model, theirs, precision, arguments.group_size)
         with progress.phase(f"measuring {precision}"):
             found = measure_together(
                 [Subject(theirs, precision), Subject(ours, precision)],
@@ -78,10 +84,11 @@ def row(arguments: argparse.Namespace, precision: str, plain: Path, progress: Pr
     return f"| {precision} | {times[1]} | {times[0]} | {ratio} | {' | '.join(sizes)} |"
 
 
-def optimum(model: Path, output: Path, precision: str) -> None:
+def optimum(model: Path, output: Path, precision: str, group: int) -> None:
     """The command as people run it, with its defaults for a precision, on a local directory, offline."""
     command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "--model", str(model)]
-    command += ["--task", "text-generation-with-past", "--weight-format", precision, str(output)]
+    command += ["--task", "text-generation-with-past", "--weight-format", precision]
+    command += [*(["--group-size", str(group)] if precision == "int4" else []), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         last = done.stderr.strip().splitlines() or ["no message"]
