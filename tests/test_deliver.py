@@ -62,7 +62,7 @@ def fake_measure_together(
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated device; IRs run in this process, and no other budgets are looked at: two seconds a delivery less."""
+    """The simulated device; to save seconds, IRs run in this process and no other budgets are looked at."""
     monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
     monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
