@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from prune_export.prune.native_output import dropped
+
 _LINEAR_ROUNDS = 6
 _EXCHANGES = 500
 _TIGHTER = 8
@@ -118,13 +120,14 @@ def _solved(problem: Problem, value: NDArray[np.float64], budget: float) -> NDAr
     if np.isfinite(budget):
         scale = float(np.abs(problem.cost).max()) or 1.0
         constraints.append(LinearConstraint(problem.cost[None] / scale, -np.inf, budget / scale))
-    solved = milp(
-        value / max(1e-300, float(np.abs(value).max())),
-        constraints=constraints,
-        integrality=np.ones(count),
-        bounds=Bounds(0.0, 1.0),
-        options={"mip_rel_gap": 1e-6, "time_limit": 20.0},
-    )
+    with dropped():
+        solved = milp(
+            value / max(1e-300, float(np.abs(value).max())),
+            constraints=constraints,
+            integrality=np.ones(count),
+            bounds=Bounds(0.0, 1.0),
+            options={"mip_rel_gap": 1e-6, "time_limit": 20.0},
+        )
     if solved.x is None:
         return None
     chosen: NDArray[np.int64] = np.flatnonzero(solved.x > 0.5)

@@ -150,6 +150,7 @@ def test_half_precision_is_pruned_and_delivered(request_: Request, format: str, 
     assert "files as in the manifest" in verify(delivery.directory)
 
 
+@pytest.mark.slow  # tests/delivery/test_correction.py has the logic
 def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour that slows the pruned model by a third in the first closing measurement, and never again."""
     calls = []
@@ -172,7 +173,7 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("disturbed", ["dense", "both, in different rounds"])
+@pytest.mark.parametrize("disturbed", [pytest.param("dense", marks=pytest.mark.slow), "both, in different rounds"])
 def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
     request_: Request, monkeypatch: pytest.MonkeyPatch, disturbed: str
 ) -> None:
@@ -452,7 +453,7 @@ class _Interrupting(Progress):
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [10, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_interruption_at_any_phase_leaves_nothing_half_written(
     request_: Request, tmp_path: Path, stride: int
 ) -> None:

@@ -62,7 +62,7 @@ def int8_memory(request: Request) -> float:
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("harder", ["memory", "tpot"])
+@pytest.mark.parametrize("harder", [pytest.param("memory", marks=pytest.mark.slow), "tpot"])
 def test_both_hold_and_the_harder_one_drives(request_: Request, harder: str) -> None:  # noqa: F811
     dense = int8_memory(request_) - BASE_BYTES
     kept = 0.7 if harder == "memory" else 0.95
