@@ -74,6 +74,15 @@ def test_the_record_has_the_held_out_perplexity_of_the_export_itself(exports: Pa
         assert f"{found.perplexity:.2f} through the export" in (exports / name / "README.md").read_text("utf8")
 
 
+def test_a_changed_export_is_not_evaluated(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "config.json"
+    path.write_text(path.read_text("utf8") + " ", encoding="utf8")
+    assert main(["evaluate", "--model", str(copied), "--eval-tokens", "512", "--quiet"]) == 2
+    found = capsys.readouterr()
+    assert f"is not as its {EXPORT_FILE} says (changed: config.json)" in found.err
+    assert not found.out
+
+
 def test_an_edited_record_is_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copied / EXPORT_FILE
     data = json.loads(path.read_text())

@@ -17,8 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prune_export.benchmark.compare import drift_warning, paired_ratio
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.run import run_benchmark
 from prune_export.benchmark.runtimes import find_model
 from prune_export.errors import PruneExportError
 from prune_export.export.onnx_export import export_onnx
@@ -66,21 +65,20 @@ def row(arguments: argparse.Namespace, precision: str, folder: Path) -> str:
     with progress.phase(f"running the builder in {precision}"):
         build(arguments.model, theirs, precision, folder / "cache")
     with progress.phase(f"measuring {precision}"):
-        found = measure_together(
-            [Subject(theirs, precision), Subject(ours, precision)],
+        found = run_benchmark(
+            theirs,
+            compare=ours,
+            precision=precision,
             profile=load_profile("host"),
             workload=parse_workload(arguments.workload),
             rounds=arguments.rounds,
             threads=arguments.threads,
-            sample_memory=False,
-            progress=progress,
         )
-    if warning := drift_warning(found[0], "tpot"):
-        progress.note(f"note: {warning}")
-    times = [format_duration(item.percentile("tpot", "p50")) for item in found]
+    for note in found.notes:
+        progress.note(f"note: {note}")
+    times = [format_duration(item.percentile("tpot", "p50")) for item in found.measurements]
     sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
-    ratio = paired_ratio(found[0], found[1], "tpot", "p50")
-    return f"| {precision} | {times[1]} | {times[0]} | {ratio} | {' | '.join(sizes)} |"
+    return f"| {precision} | {times[1]} | {times[0]} | {found.ratios['tpot p50']} | {' | '.join(sizes)} |"
 
 
 def build(model: Path, output: Path, precision: str, cache: Path) -> None:

@@ -15,8 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prune_export.benchmark.compare import drift_warning, paired_ratio
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.run import run_benchmark
 from prune_export.benchmark.runtimes import find_model
 from prune_export.errors import PruneExportError
 from prune_export.export.openvino_ir import export_openvino
@@ -67,21 +66,20 @@ def row(arguments: argparse.Namespace, precision: str, plain: Path, progress: Pr
         with progress.phase(f"running optimum-cli in {precision}"):
             optimum(arguments.model, theirs, precision, arguments.group_size)
         with progress.phase(f"measuring {precision}"):
-            found = measure_together(
-                [Subject(theirs, precision), Subject(ours, precision)],
+            found = run_benchmark(
+                theirs,
+                compare=ours,
+                precision=precision,
                 profile=load_profile("host"),
                 workload=parse_workload(arguments.workload),
                 rounds=arguments.rounds,
                 threads=arguments.threads,
-                sample_memory=False,
-                progress=progress,
             )
         sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
-    if warning := drift_warning(found[0], "tpot"):
-        progress.note(f"note: {warning}")
-    times = [format_duration(item.percentile("tpot", "p50")) for item in found]
-    ratio = paired_ratio(found[0], found[1], "tpot", "p50")
-    return f"| {precision} | {times[1]} | {times[0]} | {ratio} | {' | '.join(sizes)} |"
+    for note in found.notes:
+        progress.note(f"note: {note}")
+    times = [format_duration(item.percentile("tpot", "p50")) for item in found.measurements]
+    return f"| {precision} | {times[1]} | {times[0]} | {found.ratios['tpot p50']} | {' | '.join(sizes)} |"
 
 
 def optimum(model: Path, output: Path, precision: str, group: int) -> None:

@@ -14,8 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from prune_export.benchmark.compare import drift_warning, paired_ratio
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.run import run_benchmark
 from prune_export.delivery.exporters import EXPORTERS, exporter_of
 from prune_export.delivery.resources import free_memory
 from prune_export.formats import PRECISIONS
@@ -54,20 +53,20 @@ def main() -> None:
                 )
                 free_memory()
         with progress.phase("measuring"):
-            found = measure_together(
-                [Subject(path, arguments.precision) for path in paths.values()],
+            found = run_benchmark(
+                paths["dense"],
+                compare=paths["pruned"],
+                precision=arguments.precision,
                 profile=load_profile("host"),
                 workload=parse_workload(arguments.workload),
                 rounds=arguments.rounds,
                 threads=arguments.threads,
-                sample_memory=False,
-                progress=progress,
             )
-    if warning := drift_warning(found[0], "tpot"):
-        progress.note(f"note: {warning}")
-    ratio = paired_ratio(found[0], found[1], "tpot", "p50")
+    for note in found.notes:
+        progress.note(f"note: {note}")
+    ratio = found.ratios["tpot p50"]
     less = read(shapes["dense"]) / read(shapes["pruned"])
-    times = " | ".join(format_duration(item.percentile("tpot", "p50")) for item in found)
+    times = " | ".join(format_duration(item.percentile("tpot", "p50")) for item in found.measurements)
     print("| model | format | weights | dense, tpot p50 | pruned | speed-up | weights read, ratio | share |")
     print("|---|---|---|---|---|---|---|---|")
     print(

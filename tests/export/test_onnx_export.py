@@ -23,6 +23,7 @@ from tiny_exports import (
     make_model,
     make_shape,
     make_tokenizer,
+    with_exact_activations,
 )
 
 from prune_export.errors import BadInputError, ParityError
@@ -238,13 +239,8 @@ def with_rounded_weights(model: Any, bits: int, *, embeddings: int, head: int) -
 
 
 def check_with_exact_activations(reference: Reference, directory: Path) -> None:
-    """The delivered graph rounds activations to int8 as well; without that it must equal torch."""
-    graph = onnx.load(directory / "model.onnx", load_external_data=False)
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
-    (directory / "model.onnx").write_bytes(graph.SerializeToString())
+    """Without the rounding of activations the graph must equal torch."""
+    with_exact_activations(directory)
     errors, tolerance = check_against(reference, directory, threads=1)
     assert max(errors.values()) <= tolerance
 

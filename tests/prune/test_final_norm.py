@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import last_stream, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 from torch import nn
 
 from prune_export.prune import final_norm
@@ -18,14 +18,9 @@ from prune_export.prune.surgery import prune_model
 
 
 def streams(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What enters the final norm, [N T, D]."""
-    seen: list[torch.Tensor] = []
-    norm = model.get_submodule(family_of(model.config).final_norm)
-    handle = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(ids, use_cache=False)
-    handle.remove()
-    return seen[0].flatten(0, 1)
+    """`last_stream` as rows, [N T, D]."""
+    rows: torch.Tensor = last_stream(model, ids).flatten(0, 1)
+    return rows
 
 
 def divergence(dense: Any, pruned: Any, ids: torch.Tensor) -> float:

@@ -45,7 +45,7 @@ def edit_weights(directory: Path, **changes: Any) -> None:
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, directory / "model.safetensors")
 
 
-def refused(directory: Path, words: str) -> None:
+def assert_refused(directory: Path, words: str) -> None:
     with pytest.raises(BadInputError, match=words) as caught:
         load_model(directory)
     assert "\n" not in str(caught.value)
@@ -73,12 +73,12 @@ def test_shards(directory: Path) -> None:
     path.write_text(json.dumps(index))
     assert torch.equal(load(directory)(tokens(1, 8)).logits, tiny_model(layers=2)(tokens(1, 8)).logits)
     (directory / "b.safetensors").unlink()
-    refused(directory, r"lacks b\.safetensors, one of 2 weight files")
+    assert_refused(directory, r"lacks b\.safetensors, one of 2 weight files")
     index["weight_map"][names[0]] = "../elsewhere.safetensors"
     path.write_text(json.dumps(index))
-    refused(directory, r'points to "\.\./elsewhere\.safetensors", outside the model directory')
+    assert_refused(directory, r'points to "\.\./elsewhere\.safetensors", outside the model directory')
     path.write_text("{}")
-    refused(directory, r"is no weight index")
+    assert_refused(directory, r"is no weight index")
 
 
 def test_digest_follows_content(directory: Path) -> None:
@@ -89,45 +89,45 @@ def test_digest_follows_content(directory: Path) -> None:
 
 
 def test_missing_and_empty_directories(tmp_path: Path) -> None:
-    refused(tmp_path / "nothing", r"model directory .*nothing does not exist")
-    refused(tmp_path, r"is empty: it must hold config\.json")
+    assert_refused(tmp_path / "nothing", r"model directory .*nothing does not exist")
+    assert_refused(tmp_path, r"is empty: it must hold config\.json")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    refused(tmp_path, r"has no config\.json")
+    assert_refused(tmp_path, r"has no config\.json")
 
 
 def test_broken_config(directory: Path) -> None:
     (directory / "config.json").write_text("{")
-    refused(directory, r"config\.json cannot be read as JSON")
+    assert_refused(directory, r"config\.json cannot be read as JSON")
 
 
 def test_unsupported_architecture(directory: Path) -> None:
     edit_config(directory, model_type="bloom")
-    refused(directory, r'architecture "bloom" is not supported: use one of llama, mistral, qwen2')
+    assert_refused(directory, r'architecture "bloom" is not supported: use one of llama, mistral, qwen2')
 
 
 def test_heads_that_do_not_divide(directory: Path) -> None:
     edit_config(directory, num_key_value_heads=3)
-    refused(directory, r"4 query heads are no multiple of 3 KV heads")
+    assert_refused(directory, r"4 query heads are no multiple of 3 KV heads")
 
 
 def test_invalid_field(directory: Path) -> None:
     edit_config(directory, hidden_size="many")
-    refused(directory, r"config\.json is not valid for llama: .*hidden_size")
+    assert_refused(directory, r"config\.json is not valid for llama: .*hidden_size")
 
 
 def test_quantized(directory: Path) -> None:
     edit_config(directory, quantization_config={"quant_method": "gptq"})
-    refused(directory, r"holds quantized weights")
+    assert_refused(directory, r"holds quantized weights")
 
 
 def test_pickle_only(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    refused(directory, r"has pickle weights only \(pytorch_model\.bin\).*convert them to safetensors")
+    assert_refused(directory, r"has pickle weights only \(pytorch_model\.bin\).*convert them to safetensors")
 
 
 def test_no_weights(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
-    refused(directory, r"has no weights: model\.safetensors")
+    assert_refused(directory, r"has no weights: model\.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, 0.5])
@@ -135,32 +135,32 @@ def test_truncated(directory: Path, kept: float) -> None:
     path = directory / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
-    refused(directory, r"model\.safetensors is truncated or damaged")
+    assert_refused(directory, r"model\.safetensors is truncated or damaged")
 
 
 def test_missing_tensor_is_not_initialised(directory: Path) -> None:
     edit_weights(directory, model__layers__1__mlp__up_proj__weight=None)
-    refused(directory, r"lacks 1 of 21 tensors .* the first is model\.layers\.1\.mlp\.up_proj\.weight")
+    assert_refused(directory, r"lacks 1 of 21 tensors .* the first is model\.layers\.1\.mlp\.up_proj\.weight")
 
 
 def test_surplus_tensor(directory: Path) -> None:
     edit_weights(directory, model__layers__7__mlp__up_proj__weight=torch.ones(2))
-    refused(directory, r"holds the tensor model\.layers\.7\.mlp\.up_proj\.weight, which a model")
+    assert_refused(directory, r"holds the tensor model\.layers\.7\.mlp\.up_proj\.weight, which a model")
 
 
 def test_old_rotary_buffers_are_ignored(directory: Path) -> None:
     edit_weights(directory, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(2))
-    load_model(directory)
+    assert torch.equal(load_model(directory)(tokens(2, 8)).logits, tiny_model(layers=2)(tokens(2, 8)).logits)
 
 
 def test_wrong_shape(directory: Path) -> None:
     edit_weights(directory, model__norm__weight=torch.ones(31))
-    refused(directory, r"model\.norm\.weight has shape \[31\], by config\.json it must be \[32\]")
+    assert_refused(directory, r"model\.norm\.weight has shape \[31\], by config\.json it must be \[32\]")
 
 
 def test_integer_weights(directory: Path) -> None:
     edit_weights(directory, model__norm__weight=torch.ones(32, dtype=torch.int8))
-    refused(directory, r"model\.norm\.weight holds torch\.int8")
+    assert_refused(directory, r"model\.norm\.weight holds torch\.int8")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -168,7 +168,7 @@ def test_values_that_are_not_finite(directory: Path, value: float) -> None:
     weight = torch.zeros(24, 32)
     weight[3, 4] = value
     edit_weights(directory, model__layers__1__mlp__gate_proj__weight=weight)
-    refused(directory, r"model\.layers\.1\.mlp\.gate_proj\.weight contains NaN or infinite values")
+    assert_refused(directory, r"model\.layers\.1\.mlp\.gate_proj\.weight contains NaN or infinite values")
 
 
 def test_tokenizer_missing_and_broken(directory: Path) -> None:

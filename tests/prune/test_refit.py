@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import (  # type: ignore[import-not-found]
     VARIANTS,
+    last_stream,
     plan_of,
     tiny_model,
     tokens,
@@ -24,17 +25,6 @@ from prune_export.prune.shapes import model_shape
 from prune_export.prune.sub_blocks import matrix, sub_blocks
 from prune_export.prune.surgery import prune_model
 from prune_export.shape import LayerShape, ModelShape
-
-
-def last_stream(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What enters the final norm, [N, T, D], from one whole pass."""
-    seen: list[torch.Tensor] = []
-    norm = model.get_submodule(family_of(model.config).final_norm)
-    handle = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(ids, use_cache=False)
-    handle.remove()
-    return seen[0]
 
 
 def stream_error(dense: Any, pruned: Any, ids: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from prune_export.plan import LayerKeep, PrunePlan, keep_all
-from prune_export.prune.families import FAMILIES, needs_eager
+from prune_export.prune.families import FAMILIES, family_of, needs_eager
 from prune_export.prune.shapes import model_shape
 
 torch.set_num_threads(1)
@@ -242,3 +242,14 @@ def _keep_columns(columns: list[int]) -> Any:
         return (inputs[0] * mask, *inputs[1:])
 
     return hook
+
+
+def last_stream(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What enters the final norm, [N, T, D], from one whole pass."""
+    seen: list[torch.Tensor] = []
+    norm = model.get_submodule(family_of(model.config).final_norm)
+    handle = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    handle.remove()
+    return seen[0]
