@@ -134,6 +134,10 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     sentence = "met: measured tpot p90" if copy["met"] else "not met: measured tpot p90"
     assert sentence in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    # A claim that was edited by hand is not measured.
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"limit": 1.0}))
+    assert cli.main([*measuring, "--threads", "1", "--quiet", "--force"]) == 2
+    assert "edited" in capsys.readouterr().err
 
 
 def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_path: Path) -> None:
