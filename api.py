@@ -5,8 +5,9 @@ They live here, since `prune_export.prune`, `.export` and `.benchmark` are folde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from prune_export.prune.planning import save_front
 from prune_export.prune.realise import realise, stored_precision
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.sources import resolve_source
+from prune_export.prune.streams import DenseStreams
 from prune_export.rounding import Rounder
 from prune_export.sparsify import sparsify
 from prune_export.sparsity import Sparsity
@@ -65,13 +67,23 @@ def plan(request: Request, *, front_file: Path | None = None, progress: Progress
         InfeasibleError: nothing reaches the target.
     """
     report = progress or Progress(quiet=True)
-    return _planned(request, report, front_file=front_file)[0]
+    with _planned(request, report, front_file=front_file) as found:
+        return found.plan
 
 
-def _planned(
-    request: Request, report: Progress, *, front_file: Path | None = None
-) -> tuple[PrunePlan, NDArray[np.int64], dict[str, str]]:
-    """A plan, the calibration tokens that it was made with, and where they come from."""
+@dataclass(frozen=True)
+class _Found:
+    """A plan, the calibration tokens that it was made with, where they come from, and the dense streams on them."""
+
+    plan: PrunePlan
+    tokens: NDArray[np.int64] | None
+    text: dict[str, str]
+    streams: DenseStreams | None = None
+
+
+@contextmanager
+def _planned(request: Request, report: Progress, *, front_file: Path | None = None) -> Iterator[_Found]:
+    """Searches a plan; what was evaluated is forgotten at the end, unless something fails: it can be resumed then."""
     with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
         precision = request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
@@ -79,8 +91,10 @@ def _planned(
         found = first_proposal(workshop).plan
         if front_file is not None and workshop.searcher.front:
             save_front(front_file, workshop.searcher.front, cost_unit=found.cost_unit)
+        workshop.searcher.release()
+        streams = workshop.searcher.streams
+        yield _Found(found, job.calibration.tokens, job.calibration_text.provenance(), streams)
         workshop.state.forget()
-        return found, job.calibration.tokens, job.calibration_text.provenance()
 
 
 def plans(
@@ -152,47 +166,47 @@ def prune(
         raise BadInputError("prune needs either a plan or a ratio")
     source = resolve_source(model)
     settings = search or SearchSettings()
-    tokens: NDArray[np.int64] | None = None
-    text: dict[str, str] = {}
-    if plan_file is not None:
-        shape = model_shape(load_config(source))
-        chosen = replayable(plan_file, source_digest(source), shape, uniform=settings.uniform)
-        if sparsity is not None:
-            check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
-        if chosen.compensated or sparsity is not None:
-            tokens, text = _replay_tokens(source, chosen, settings, calibration, report)
-    else:
-        request = Request(
-            model=model,
-            device="host",
-            target=Target("parameters", ratio),
-            output=output,
-            search=settings,
-            sparsity=sparsity,
-            calibration=calibration,
-            seed=seed,
-            force=force,
-        )
-        chosen, tokens, text = _planned(request, report)
-    title = "fitting what stays to what goes" if chosen.compensated else "cutting"
-    with report.phase(title) as phase:
-        smaller = realise(source, chosen, tokens, progress=phase.update)
-    zeros = None
-    if sparsity is not None and tokens is not None:
-        zeros = make_sparse(smaller, tokens, sparsity, stored=smaller.dtype, progress=report)
-    with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
-        save_checkpoint(smaller, load_tokenizer(source), stage)
-        if zeros is not None:
-            save_report(zeros, stage)
-        chosen.save(stage / PLAN_FILE)
-        write_card(stage, checkpoint_card(chosen, command=command, calibration=text))
-    return chosen
+    with ExitStack() as stack:
+        if plan_file is not None:
+            shape = model_shape(load_config(source))
+            chosen = replayable(plan_file, source_digest(source), shape, uniform=settings.uniform)
+            if sparsity is not None:
+                check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
+            found = _Found(chosen, None, {})
+            if chosen.compensated or sparsity is not None:
+                found = _replayed(source, chosen, settings, calibration, report)
+        else:
+            request = Request(
+                model=model,
+                device="host",
+                target=Target("parameters", ratio),
+                output=output,
+                search=settings,
+                sparsity=sparsity,
+                calibration=calibration,
+                seed=seed,
+                force=force,
+            )
+            found = stack.enter_context(_planned(request, report))
+        title = "fitting what stays to what goes" if found.plan.compensated else "cutting"
+        with report.phase(title) as phase:
+            smaller = realise(source, found.plan, found.tokens, streams=found.streams, progress=phase.update)
+        zeros = None
+        if sparsity is not None and found.tokens is not None:
+            zeros = make_sparse(smaller, found.tokens, sparsity, stored=smaller.dtype, progress=report)
+        with report.phase("writing the checkpoint"), staged(output, force=force) as stage:
+            save_checkpoint(smaller, load_tokenizer(source), stage)
+            if zeros is not None:
+                save_report(zeros, stage)
+            found.plan.save(stage / PLAN_FILE)
+            write_card(stage, checkpoint_card(found.plan, command=command, calibration=found.text))
+        return found.plan
 
 
-def _replay_tokens(
+def _replayed(
     source: Path, chosen: PrunePlan, settings: SearchSettings, calibration: str | None, report: Progress
-) -> tuple[NDArray[np.int64], dict[str, str]]:
-    """The calibration tokens that a replayed plan is compensated on, and where they come from.
+) -> _Found:
+    """A replayed plan with the calibration tokens that it is compensated on.
 
     Notes are made where they are not what they should be.
     """
@@ -201,7 +215,7 @@ def _replay_tokens(
     for note in (unlike(chosen, made), shortage(made.tokens.size, shape)):
         if note:
             report.note(note)
-    return made.tokens, text.provenance()
+    return _Found(chosen, made.tokens, text.provenance())
 
 
 def export(

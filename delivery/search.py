@@ -25,6 +25,7 @@ from prune_export.prune.planning import make_plan
 from prune_export.prune.realise import realise, stored_dtype
 from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError, SearchResult
 from prune_export.prune.searching import Search
+from prune_export.prune.streams import DenseStreams
 from prune_export.shape import ModelShape
 
 
@@ -39,6 +40,7 @@ class Searcher:
 
     Attributes:
         front: what the last search traded for what, where it looks at several costs at once.
+        streams: the dense model's residual streams, once a search has kept them.
     """
 
     def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path) -> None:
@@ -50,6 +52,7 @@ class Searcher:
         self._last: tuple[float, PrunePlan] | None = None
         self._predicted: list[PredictedPoint] = []
         self._took_s = 0.0
+        self.streams: DenseStreams | None = None
         self.front: tuple[FrontPoint, ...] = ()
 
     def plan(self, budget: float) -> tuple[PrunePlan, float]:
@@ -153,7 +156,7 @@ class Searcher:
         job = self._job
         title = f"{name}: fitting what stays to what goes" if plan.compensated else f"{name}: cutting"
         with job.progress.phase(title) as phase:
-            model = realise(job.source, plan, job.calibration.tokens, progress=phase.update)
+            model = realise(job.source, plan, job.calibration.tokens, streams=self.streams, progress=phase.update)
         tokenizer = self._keep(model, name, plan.digest())
         if note := unlike(plan, job.calibration):
             job.progress.note(note)
@@ -195,6 +198,8 @@ class Searcher:
                     self._job, cost=self._cost, unit=self._unit, journal=self._journal, progress=phase.update
                 )
                 release_pages(self._job.source)
+            if isinstance(self._search, FastSearch):
+                self.streams = self._search.streams
         return self._search
 
 

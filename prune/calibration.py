@@ -21,6 +21,8 @@ _ADVISABLE_PER_CHANNEL = 10
 _FAST_LENGTH = 128
 _FAST_PER_CHANNEL = 96
 _FAST_LEAST, _FAST_MOST = 16384, 65536
+_FIT_PER_CHANNEL = 96  # tokens, beyond which orders and fits hardly get better
+_FIT_LEAST = 4096
 
 
 @dataclass(frozen=True)
@@ -175,3 +177,16 @@ def spread_windows(windows: torch.Tensor, wanted: int) -> torch.Tensor:
         raise BadInputError(f"calibration tokens have shape {[count, length]}: a sequence of 2 tokens is needed")
     number = min(count, max(1, math.ceil(wanted / length)))
     return windows[torch.linspace(0, count - 1, number).round().long().unique()]
+
+
+def fitting_windows(windows: torch.Tensor, widest: int) -> torch.Tensor:
+    """The windows that moments and fits are made of: a spread of as many as help.
+
+    Args:
+        windows: [N, T].
+        widest: inputs of the dense model's widest output projection.
+
+    Raises:
+        BadInputError: nothing to choose from.
+    """
+    return spread_windows(windows, max(_FIT_LEAST, _FIT_PER_CHANNEL * widest))

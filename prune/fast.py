@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prune_export.plan import PlanStep
 from prune_export.prune import allocation
 from prune_export.prune.allocation import Allocator, Problem
-from prune_export.prune.calibration import spread_windows
+from prune_export.prune.calibration import fitting_windows, spread_windows
 from prune_export.prune.compensated import CompensatedPlan
 from prune_export.prune.divergence import Effect
 from prune_export.prune.reorder import LayerOrder
@@ -25,6 +25,7 @@ from prune_export.prune.score_file import ScoreFolder
 from prune_export.prune.scoring import BlockScores, Scoring
 from prune_export.prune.search_result import SearchInfeasibleError, SearchResult
 from prune_export.prune.shapes import model_shape
+from prune_export.prune.streams import DenseStreams
 from prune_export.prune.sub_blocks import SubBlock, sub_blocks
 from prune_export.prune.uniform import UniformAllocation
 from prune_export.shape import LayerShape, ModelShape
@@ -33,8 +34,6 @@ _SCORING_TOKENS, _FEWEST_SCORING = 2048, 512
 _SCORING_FLOPS = 2.5e13
 _OPTIONS = 7  # scored of a layer, about
 _LEAST_BYTES = 64 << 20
-_TOKENS_PER_CHANNEL = 64  # beyond which orders and scores hardly change
-_FEWEST_TOKENS = 2048
 _EXCHANGES = 4  # plans around the best predicted one that are evaluated too
 _TIGHTER = 5
 _MOST_OPTIONS = 2048  # of all sub-blocks together, about: their pairs are compared
@@ -56,6 +55,9 @@ class FastSearch:
         uniform: where all layers that stay are to have one shape: whether its configuration takes so many KV heads.
         folder: keeps the scores.
         progress: called with (done, total, detail) while scoring.
+
+    Attributes:
+        streams: the dense model's, for the refit of a result.
 
     Raises:
         BadInputError: no usable tokens, activations that are not finite, or no uniform shape of the model's layers.
@@ -82,8 +84,9 @@ class FastSearch:
         self._folder = folder
         widest = max(block.columns.numel() for block in sub_blocks(model))
         scoring = spread_windows(windows, _scoring_tokens(model_shape(model.config)))
-        calibration = spread_windows(windows, max(_FEWEST_TOKENS, _TOKENS_PER_CHANNEL * widest))
-        self._scoring = Scoring(model, scoring, calibration, keep=self._keep)
+        calibration = fitting_windows(windows, widest)
+        self.streams = DenseStreams(folder.path, calibration)
+        self._scoring = Scoring(model, scoring, calibration, keep=self._keep, streams=self.streams)
         self._dense = self._scoring.shape
         self._scores = self._score_all(progress)
         self.orders = self._orders()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 
 from prune_export.prune.closed_form import mean_diagonal, regression
 
+_PROJECTED = 256  # outputs that a ridge is chosen by: of more, so many random sums of them serve as well
+_SEED = 20245
 _FIRST = 3  # of RIDGES, the one that is most often best
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
@@ -56,6 +59,19 @@ class Sums:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
+    def projected(self) -> Sums:
+        """The same fit of fewer outputs: random sums that keep inner products and squares on average."""
+        outputs = len(self.r)
+        if outputs <= _PROJECTED:
+            return self
+        generator = torch.Generator().manual_seed(_SEED)
+        signs = torch.randint(0, 2, (_PROJECTED, outputs), generator=generator).double().mul_(2.0).sub_(1.0)
+        signs /= math.sqrt(_PROJECTED)
+        few = Sums(0, 0)
+        few.count, few.x, few.xx, few.rr = self.count, self.x, self.xx, self.rr
+        few.r, few.rx = signs @ self.r, signs @ self.rx
+        return few
+
     def solve(self, ridge: float, *, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weight update, bias update)."""
         system, wanted = self.xx, self.rx
@@ -80,11 +96,11 @@ class Sums:
 def climbed(value: Callable[[int], float], *, start: int, last: int) -> int:
     """Position of a peak of `value` on 0..last, uphill from `start`: too weak and too strong a ridge both cost.
 
-    Where nothing is gained at the start, every position is tried: there is no slope to follow.
+    Where nothing is gained at the start, the way is downhill from the last: what the strongest ridge does not gain, a
+    weaker one overfits.
     """
+    start = start if value(start) > 0.0 else last
     best = start
-    if value(start) <= 0.0:
-        return max(range(last + 1), key=value)
     for step in (1, -1):
         while 0 <= best + step <= last and value(best + step) > value(best):
             best += step
@@ -104,11 +120,12 @@ def best_update(fitted: Sums, held: Sums, *, bias: bool) -> Update | None:
     """
     if held.count == 0:
         return Update(RIDGES[-1], *fitted.solve(RIDGES[-1], bias=bias), 0.0)
+    few, others = fitted.projected(), held.projected()
     tried: dict[int, tuple[float, float]] = {}  # position of a ridge to (gain, share)
 
     def gain_at(position: int) -> float:
         if position not in tried:
-            share, gain = held.best_share(*fitted.solve(RIDGES[position], bias=bias))
+            share, gain = others.best_share(*few.solve(RIDGES[position], bias=bias))
             tried[position] = (gain, share)
         return tried[position][0]
 

@@ -16,6 +16,7 @@ from prune_export.plan import PrunePlan
 from prune_export.prune.loading import load_model, weight_files
 from prune_export.prune.refit import refit
 from prune_export.prune.stock import stock_model
+from prune_export.prune.streams import DenseStreams
 from prune_export.prune.surgery import prune_model
 
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,6 +27,7 @@ def realise(
     plan: PrunePlan,
     tokens: NDArray[Any] | None,
     *,
+    streams: DenseStreams | None = None,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Any:
     """The physically smaller model of a plan, in fp32; fitted weights are rounded to the source's stored precision.
@@ -36,6 +38,7 @@ def realise(
         source: directory of the dense checkpoint.
         plan: of that model.
         tokens: [N, T] calibration tokens; None will do where the plan is not compensated.
+        streams: the dense model's on these tokens, as far as a search has kept them.
         progress: called with (done, total, detail).
 
     Raises:
@@ -45,7 +48,8 @@ def realise(
     pruned = prune_model(dense, plan)
     if plan.compensated:
         assert tokens is not None, "a compensated plan needs calibration tokens"
-        refit(dense, pruned, torch.as_tensor(tokens).long(), stored=stored_dtype(source), progress=progress)
+        windows = torch.as_tensor(tokens).long()
+        refit(dense, pruned, windows, stored=stored_dtype(source), streams=streams, progress=progress)
     return stock_model(pruned) if plan.uniform else pruned
 
 

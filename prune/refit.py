@@ -8,7 +8,7 @@ stream behind its sub-block (and behind removed ones that follow, which are thus
 so each fit also makes up for what those before it left.  Tokens count by the inverse square of their stream, as the
 norm behind it will see them.  lambda is chosen for each projection on windows held out from the fit; no update, which
 is lambda -> infinity, wins ties.  At last the gains of the norm before the head are fitted to the dense model's
-predictions (`final_norm`).
+predictions (`final_norm`), and all output projections move a step towards them (`natural_step`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
-from prune_export.prune.calibration import spread_windows
+from prune_export.prune.calibration import fitting_windows
 from prune_export.prune.families import family_of
 from prune_export.prune.final_norm import fit_gains
 from prune_export.prune.fitting import Sums, Update, best_update
 from prune_export.prune.layer_runner import LayerRunner
+from prune_export.prune.natural_step import Step, natural_step
 from prune_export.prune.reorder import identity_orders
 from prune_export.prune.shapes import model_shape
+from prune_export.prune.streams import DenseStreams
 from prune_export.prune.sub_blocks import (
     SubBlock,
     all_recorded,
@@ -37,11 +39,11 @@ from prune_export.prune.sub_blocks import (
     sub_blocks,
 )
 
-_TOKENS_PER_CHANNEL = 96  # beyond which fits hardly get better
-_FEWEST_TOKENS = 4096
 _BATCH_TOKENS = 2048
 _HOLD_OUT = 5  # every fifth window
-_HEAD_SHARE = 0.15  # of the walk's operations that the gains before the head may take
+_HEAD_SHARE = 0.1  # of the pruned model's operations in the walk that the gains before the head may take
+_STEP_TOKENS, _FEWEST_STEP_TOKENS = 8192, 2048
+_STEP_FLOPS = 2e13  # of the step; ten operations a parameter and token, about
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class Refit:
         layer_tokens: layers run times tokens, dense and pruned ones together; a layer is two sub-blocks.
         head_tokens: tokens through the LM head; a gradient counts as another pass.
         gains_ridge: of the gains before the head, or None where no change of them was better.
+        step: towards the dense model's predictions.
     """
 
     fits: tuple[Fit, ...]
     layer_tokens: float
     head_tokens: int
     gains_ridge: float | None
+    step: Step
 
 
 @dataclass
@@ -83,6 +87,7 @@ class _Batch:
     """Some windows on their way through both models.
 
     Attributes:
+        rows: which windows.
         dense: residual stream [B, T, D] of the dense model.
         pruned: of the pruned one.
         held: [B] windows that are held out from the fits.
@@ -91,6 +96,7 @@ class _Batch:
         missing: [B, T, D] what each projection should add to its output.
     """
 
+    rows: slice
     dense: torch.Tensor
     pruned: torch.Tensor
     held: torch.Tensor
@@ -106,9 +112,12 @@ class _Walk:
         dense, pruned: models; projections of the latter are replaced.
         windows: [N, T].
         stored: precision that fitted weights are rounded to.
+        streams: the dense model's on these windows, if they are known.
     """
 
-    def __init__(self, dense: Any, pruned: Any, windows: torch.Tensor, stored: torch.dtype) -> None:
+    def __init__(
+        self, dense: Any, pruned: Any, windows: torch.Tensor, stored: torch.dtype, streams: DenseStreams | None
+    ) -> None:
         family = family_of(dense.config)
         self._stored = stored
         self._family, self._models = family, (dense, pruned)
@@ -119,12 +128,20 @@ class _Walk:
         self._blocks = sub_blocks(pruned)
         self._dense, self._pruned = _runner(dense), _runner(pruned)
         self._at = 0
+        # A parallel layer's stream is the same in front of both its sub-blocks; a norm needs the dense outputs anyway.
+        first = 2 if self._parallel else 1
+        every = set(range(first, 2 * len(self._dense.shape.layers) + 1, first))
+        self._streams = streams if streams is not None and self._additive and streams.holds(every) else None
         step = max(1, _BATCH_TOKENS // windows.shape[1])
-        held = torch.arange(len(windows)) % _HOLD_OUT == _HOLD_OUT - 1
+        self._windows = windows
+        self._held = torch.arange(len(windows)) % _HOLD_OUT == _HOLD_OUT - 1
         self._batches = []
-        for rows, marks in zip(windows.split(step), held.split(step), strict=True):
-            stream = self._pruned.embed(rows)
-            self._batches.append(_Batch(self._dense.embed(rows), stream, marks, stream, [], []))
+        for at in range(0, len(windows), step):
+            rows = slice(at, min(at + step, len(windows)))
+            stream = self._pruned.embed(windows[rows])
+            self._batches.append(
+                _Batch(rows, self._dense.embed(windows[rows]), stream, self._held[rows], stream, [], [])
+            )
         self.evaluations = 0
 
     def stages(self) -> list[tuple[list[SubBlock], int]]:
@@ -143,8 +160,7 @@ class _Walk:
         self._adapt(group)
         for batch in self._batches:
             self._pass(batch, group, end)
-        passed = sum(self._at <= index < end for index in self._dense_blocks)
-        self.evaluations += len(group) + passed
+        self.evaluations += len(group)
         self._at = end
         fits = [self._fit(block, position) for position, block in enumerate(group)]
         if not self._additive:
@@ -153,38 +169,57 @@ class _Walk:
             self.evaluations += len(group)
         return fits
 
-    def fit_gains(self, layer_tokens: float) -> tuple[Update | None, int]:
-        """Fits the gains before the head on as many windows as cost a share of the walk; (update, tokens through it).
-
-        Args:
-            layer_tokens: what the walk cost.
-        """
+    def fit_gains(self) -> tuple[Update | None, int]:
+        """Fits the gains before the head on as many windows as cost a share of a walk; (update, tokens through it)."""
         shape = self._dense.shape
         tables = shape.vocab_size * shape.hidden_size * (1 if shape.tied_embeddings else 2)
         layers = (shape.parameters() - tables) / len(shape.layers)
-        marks = torch.cat([batch.held for batch in self._batches])
-        length = self._batches[0].dense.shape[1]
+        length = self._windows.shape[1]
         head = 2.0 * shape.vocab_size * shape.hidden_size * length  # a window's logits and their gradient
-        chosen = _spread(marks, int(_HEAD_SHARE * layers * layer_tokens / head))
+        walked = layers * len(self._blocks) / 2 * self._windows.numel()
+        chosen = _spread(self._held, int(_HEAD_SHARE * walked / head))
         return fit_gains(*self._models, self._last_rows(chosen), stored=self._stored), 2 * int(chosen.sum()) * length
 
     def _last_rows(self, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
         """Last streams [R, D] of both models in some windows, and whether these are held out from fits."""
-        at = 0
         for batch in self._batches:
-            mine = chosen[at : at + len(batch.held)]
-            at += len(batch.held)
             for held_out in (False, True):
-                some = mine & (batch.held == held_out)
+                some = chosen[batch.rows] & (batch.held == held_out)
                 if bool(some.any()):
                     yield batch.dense[some].flatten(0, 1), batch.pruned[some].flatten(0, 1), held_out
+
+    def step(self) -> Step:
+        """Moves the output projections towards the dense predictions, on as many windows as help or are affordable."""
+        affordable = int(_STEP_FLOPS / (10 * self._dense.shape.parameters()))
+        tokens = max(_FEWEST_STEP_TOKENS, min(_STEP_TOKENS, affordable))
+        chosen = _spread(self._held, tokens // self._windows.shape[1]).nonzero()[:, 0]
+        last = torch.cat([batch.dense for batch in self._batches])[chosen]
+        self._batches = []  # streams of windows that are not needed any more
+        return natural_step(
+            self._models[1],
+            self._windows[chosen],
+            self._held[chosen],
+            lambda position: self._dense.logits(last[position]),
+            stored=self._stored,
+        )
+
+    def _advance_dense(self, batch: _Batch, end: int) -> None:
+        """The dense stream up to sub-block `end`."""
+        if self._at >= end:
+            return
+        if self._streams is not None:
+            batch.dense = self._streams.get(end, batch.rows)
+            return
+        for index in range(self._at, end):
+            batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
+        if batch is self._batches[0]:
+            self.evaluations += sum(self._at <= index < end for index in self._dense_blocks)
 
     def _adapt(self, group: list[SubBlock]) -> None:
         """Fits the input projections to the dense model's inputs: the pruned stream is not the one that they know."""
         first = group[0].layer * 2 if self._parallel else group[0].index
         for batch in self._batches:
-            for index in range(self._at, first):
-                batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
+            self._advance_dense(batch, first)
         self._at = first
         for block in group:
             norm = self._family.norms(block.part)[0]
@@ -217,8 +252,7 @@ class _Walk:
     def _pass(self, batch: _Batch, group: list[SubBlock], end: int) -> None:
         own = [self._dense_blocks[block.index] for block in group]
         with all_recorded(own) as wanted:
-            for index in range(self._at, end):
-                batch.dense = self._dense.run_block(batch.dense, index, self._dense.shape.layers)
+            self._advance_dense(batch, end)
         batch.before = batch.pruned
         with all_recorded(group) as seen:
             batch.pruned = self._advance(self._pruned, batch.before, group)
@@ -274,6 +308,7 @@ def refit(
     windows: torch.Tensor,
     *,
     stored: torch.dtype = torch.float32,
+    streams: DenseStreams | None = None,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Refit:
     """Fits the output projections of a pruned model to the dense one it was cut from, in place.
@@ -287,24 +322,26 @@ def refit(
             help is used.
         stored: precision in which the weights will be stored: they are rounded to it at once, so that later fits make
             up for that too.
+        streams: what a search has kept of the dense model's residual streams; the others are computed.
         progress: called with (done, total, detail).
 
     Raises:
         BadInputError: activations that are not finite; names the layer.
     """
     fits: list[Fit] = []
-    widest = max(matrix(block.module).shape[1] for block in sub_blocks(pruned))
-    windows = spread_windows(windows, max(_FEWEST_TOKENS, _TOKENS_PER_CHANNEL * widest))
+    windows = fitting_windows(windows, max(matrix(block.module).shape[1] for block in sub_blocks(dense)))
     with torch.inference_mode():
-        walk = _Walk(dense, pruned, windows, stored)
+        walk = _Walk(dense, pruned, windows, stored, streams)
         stages = walk.stages()
         for done, (group, end) in enumerate(stages):
             if progress is not None:
                 progress(done, len(stages), group[0].name.replace(": its", ""))
             fits += walk.fit(group, end)
         layer_tokens = walk.evaluations / 2 * windows.numel()
-        gains, head_tokens = walk.fit_gains(layer_tokens)
-    return Refit(tuple(fits), layer_tokens, head_tokens, gains.ridge if gains else None)
+        gains, head_tokens = walk.fit_gains()
+        step = walk.step()
+    layer_tokens += step.layer_tokens
+    return Refit(tuple(fits), layer_tokens, head_tokens + step.head_tokens, gains.ridge if gains else None, step)
 
 
 def _runner(model: Any) -> LayerRunner:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prune_export.errors import BadInputError
 from prune_export.prune.scoring import BlockScores
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = "scores.json"
 _ARRAYS = ("order", "losses", "sizes", "divergences", "sketches")
 
@@ -25,10 +25,13 @@ class ScoreFolder:
     Args:
         path: created if missing.
         settings: everything the scores depend on; scores of other settings are thrown away.
+
+    Attributes:
+        path: the folder.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path = path
+        self.path = path
         header = {"format": _FORMAT, **json.loads(json.dumps(settings))}
         try:
             if self._header() != header:
@@ -78,13 +81,13 @@ class ScoreFolder:
             raise BadInputError(f"scores {target} cannot be written: {error.strerror}") from None
 
     def _matrix_file(self, name: str, index: int) -> Path:
-        return self._path / f"{name}-{index:04}.npy"
+        return self.path / f"{name}-{index:04}.npy"
 
     def _file(self, index: int) -> Path:
-        return self._path / f"block-{index:04}.npz"
+        return self.path / f"block-{index:04}.npz"
 
     def _header(self) -> Any:
         try:
-            return json.loads((self._path / _HEADER).read_text(encoding="utf8"))
+            return json.loads((self.path / _HEADER).read_text(encoding="utf8"))
         except (OSError, ValueError):
             return None

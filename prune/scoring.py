@@ -25,6 +25,7 @@ from prune_export.prune.layer_runner import LayerRunner
 from prune_export.prune.reorder import LayerOrder, identity_orders
 from prune_export.prune.sensitivity import PROBE_TOKENS, output_sensitivity
 from prune_export.prune.shapes import model_shape
+from prune_export.prune.streams import DenseStreams
 from prune_export.prune.sub_blocks import (
     SubBlock,
     all_recorded,
@@ -100,6 +101,7 @@ class Scoring:
         calibration: [M, T] tokens of the moments.
         keep: called with "moment", each sub-block's index and its moment [n, n], and with "cross", the index and the
             mean of its output times the input of the sub-block that takes over when it is removed, [D, n'].
+        streams: where the calibration tokens' residual streams are kept.
 
     Attributes:
         blocks: the model's sub-blocks.
@@ -115,6 +117,7 @@ class Scoring:
         calibration: torch.Tensor,
         *,
         keep: Callable[[str, int, torch.Tensor], None] | None = None,
+        streams: DenseStreams | None = None,
     ) -> None:
         self.shape = model_shape(model.config)
         self.blocks = sub_blocks(model)
@@ -124,7 +127,7 @@ class Scoring:
         self._runner = LayerRunner(model, identity_orders(self.shape.layers))
         self.divergence = Divergence(self._runner, scoring)
         self.dense_nll = self.divergence.learn_dense()
-        self._keep = keep
+        self._keep, self._streams = keep, streams
         self._model, self._calibration = model, calibration
         self.sensitivity_tokens = 0
         step = max(1, _BATCH_TOKENS // calibration.shape[1])
@@ -182,12 +185,15 @@ class Scoring:
         self._moments = {index: moment for index, moment in self._moments.items() if index == before}
         sums = {block.index: Sum() for block in own}
         crosses = {block.index: Sum() for block in own}
+        between: list[torch.Tensor] = []
         for at, state in enumerate(self._states):
             calls: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for index in (2 * layer, 2 * layer + 1):
                 turn = 2 * layer + 1 if self._parallel else None  # a parallel layer runs whole in the MLP's place
                 mine = [block for block in own if (turn or block.index) == index]
                 state = self._run(state, index, mine, calls)
+                if self._streams is not None and index % 2 == 0:
+                    between.append(state)
             self._states[at] = state
             for block in own:
                 inputs, outputs = calls[block.index]
@@ -200,6 +206,9 @@ class Scoring:
                 last = calls[own[-1].index][0]
                 large = last.nbytes * len(self._states) > _CARRIED_BYTES
                 self._carried[at : at + 1] = [last.to(torch.bfloat16) if large else last]  # enough for a cross moment
+        if self._streams is not None:
+            self._streams.put(2 * layer + 1, between)
+            self._streams.put(2 * layer + 2, self._states)
         self.moment_evaluations += len(own)
         for block in own:
             self._learn(block, sums[block.index].mean(), crosses[block.index])
@@ -298,8 +307,8 @@ class Sum:
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """y [..., R] and x [..., n] of the same tokens."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        part = (y.reshape(-1, y.shape[-1]).float().T @ rows).double()
-        self._total = part if self._total is None else self._total.add_(part)
+        part = y.reshape(-1, y.shape[-1]).float().T @ rows
+        self._total = part.double() if self._total is None else self._total.add_(part)
         self.count += len(rows)
 
     def mean(self) -> torch.Tensor:

@@ -136,7 +136,7 @@ def run_fast(case: Case, name: str, count: int) -> None:
             before, started = search.work, time.perf_counter()
             result = search.run(search_budget(model, max(ratio, removed_by_exact(case, ratio))))
             pruned = prune_model(model, plan_of(case, result))
-            fitted = refit(model, pruned, torch.as_tensor(rows).long())
+            fitted = refit(model, pruned, torch.as_tensor(rows).long(), streams=search.streams)
             seconds = scoring + time.perf_counter() - started
             layers = scored[0] + search.work[0] - before[0] + fitted.layer_tokens
             head = scored[1] + search.work[1] - before[1] + fitted.head_tokens
