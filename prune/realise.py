@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from prune_export.files import release_pages
 from prune_export.plan import PrunePlan
 from prune_export.prune.loading import load_model, weight_files
 from prune_export.prune.refit import refit
@@ -46,6 +47,7 @@ def realise(
     """
     dense = load_model(source)
     pruned = prune_model(dense, plan)
+    release_pages(source)  # the surgery looked at every weight; the refit needs few of them again
     if plan.compensated:
         assert tokens is not None, "a compensated plan needs calibration tokens"
         windows = torch.as_tensor(tokens).long()
