@@ -5,6 +5,7 @@ Cheaper than the refit that a chosen plan gets (no forward pass), and close enou
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 
 import torch
@@ -31,11 +32,12 @@ class CompensatedPlan:
         self._folder = folder
         self._matrices: dict[tuple[int, int, tuple[int, ...]], torch.Tensor] = {}
 
-    def effect(self, sizes: dict[int, int]) -> Effect:
+    def effect(self, sizes: dict[int, int], *, limit: float = math.inf) -> Effect | None:
         """What a plan does to the predictions.
 
         Args:
             sizes: units of each sub-block by its index.
+            limit: give up, and return None, once the divergence is sure to exceed this.
         """
         divergence = self._scoring.divergence
         absorbed = self._absorbed(sizes)
@@ -49,7 +51,7 @@ class CompensatedPlan:
                     self._scoring.set_order(block, tuple(self._scores[block.index].order.tolist()))
                 if size and (size < block.units or extra):
                     stack.enter_context(matrix_replaced(block.module, self._matrix(block, size, extra)))
-            return divergence.of(0, tuple(structure))
+            return divergence.within(limit, 0, tuple(structure))
 
     def keep_only(self, sizes: dict[int, int]) -> None:
         """Frees all matrices but those of a plan: the next ones asked for are likely to be close to it."""

@@ -48,7 +48,7 @@ class Divergence:
 
     Attributes:
         block_evaluations: sub-blocks run over all tokens so far, the dense pass included.
-        evaluations: times that all tokens went through the LM head.
+        evaluations: times that all tokens went through the LM head; a fraction where some were not needed.
     """
 
     def __init__(self, runner: LayerRunner, tokens: torch.Tensor) -> None:
@@ -63,7 +63,7 @@ class Divergence:
         signs = torch.randint(0, 2, (runner.shape.vocab_size, width), generator=generator, dtype=torch.int8)
         self._signs = (2 * signs - 1).float() / math.sqrt(width)
         self.block_evaluations = 0
-        self.evaluations = 0
+        self.evaluations = 0.0
 
     @torch.inference_mode()
     def learn_dense(self) -> float:
@@ -99,10 +99,19 @@ class Divergence:
     @torch.inference_mode()
     def of(self, start: int, structure: Structure) -> Effect:
         """The effect of what was changed from sub-block `start` on."""
+        effect = self.within(math.inf, start, structure)
+        assert effect is not None, "everything is within infinity"
+        return effect
+
+    @torch.inference_mode()
+    def within(self, limit: float, start: int, structure: Structure) -> Effect | None:
+        """The effect of what was changed from sub-block `start` on, or None once it is sure to exceed a divergence.
+
+        No token's divergence is negative, so what the tokens so far add to the mean is a lower bound of it.
+        """
         assert self._log_p is not None, "learn_dense comes first"
-        self.evaluations += 1
         hidden = self.run(start, structure)
-        at = 0
+        at, total, count = 0, 0.0, self._tokens.numel()
         sketches, divergences = [], []
         for rows in self._rows(hidden):
             log_p = self._log_p[at : at + len(rows)]
@@ -111,8 +120,12 @@ class Divergence:
             z = log_q - log_p
             mean = (p * z).sum(-1, keepdim=True)
             divergences.append(-mean[:, 0].double())
-            sketches.append((p.sqrt() * (z - mean)) @ self._signs)
+            total += float(divergences[-1].sum())
             at += len(rows)
+            self.evaluations += len(rows) / count
+            if total / count > limit:
+                return None
+            sketches.append((p.sqrt() * (z - mean)) @ self._signs)
         sketch = torch.cat(sketches).reshape(-1) / math.sqrt(2 * at)
         return Effect(torch.cat(divergences).view(len(self._tokens), -1).mean(1), sketch)
 

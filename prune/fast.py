@@ -245,8 +245,8 @@ class FastSearch:
         for done, choice in enumerate(candidates):
             if progress is not None:
                 progress(done + 1, len(candidates) + 1, f"divergence {effect.divergence:.4f}")
-            other = self._evaluate(choice)
-            if clearly_better(other, effect):
+            other = self._better(choice, effect)
+            if other is not None:
                 best, effect = choice, other
             if isinstance(self._allocator, UniformAllocation):  # its choices have no matrix in common
                 self._plan.keep_only(self._sizes(best))
@@ -254,7 +254,15 @@ class FastSearch:
 
     def _evaluate(self, choice: NDArray[np.int64]) -> Effect:
         self._evaluations += 1
-        return self._plan.effect(self._sizes(choice))
+        effect = self._plan.effect(self._sizes(choice))
+        assert effect is not None, "everything is within infinity"
+        return effect
+
+    def _better(self, choice: NDArray[np.int64], known: Effect) -> Effect | None:
+        """The effect of a choice if it is clearly better than a known one; dropped as soon as it cannot be."""
+        self._evaluations += 1
+        effect = self._plan.effect(self._sizes(choice), limit=known.divergence)
+        return effect if effect is not None and clearly_better(effect, known) else None
 
     def _sizes(self, choice: NDArray[np.int64]) -> dict[int, int]:
         """Units of each sub-block by its index."""

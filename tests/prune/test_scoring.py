@@ -20,7 +20,7 @@ from tiny_models import (  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, keep_all
-from prune_export.prune import sensitivity
+from prune_export.prune import divergence, sensitivity
 from prune_export.prune.closed_form import shared_update
 from prune_export.prune.divergence import Divergence
 from prune_export.prune.layer_runner import LayerRunner
@@ -65,6 +65,24 @@ def test_divergence_equals_two_whole_passes(variant: str) -> None:
         dense = model(ids, use_cache=False).logits
         p, q = (torch.log_softmax(item.double(), -1) for item in (dense, logits))
         assert torch.allclose(effect.per_sequence, (p.exp() * (p - q)).sum(-1).mean(1), rtol=1e-3, atol=1e-7), block
+
+
+def test_what_is_beyond_a_limit_is_dropped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny_model(layers=3), tokens(16, 12)
+    monkeypatch.setattr(divergence, "_HEAD_BYTES", 4 * 12 * model.config.vocab_size)  # a sequence at a time
+    measured = Divergence(LayerRunner(model, identity_orders(model_shape(model.config).layers)), ids)
+    measured.learn_dense()
+    layers = list(measured._dense)
+    layers[1] = replace(layers[1], mlp_width=0)
+    whole = measured.of(0, tuple(layers))
+    so_far = (whole.per_sequence.cumsum(0) / len(ids)).tolist()
+    between = [(low + high) / 2 for low, high in zip([0.0, *so_far], so_far, strict=False)]
+    for limit, run in ((between[0], 1), (between[7], 8), (between[15], 16), (2 * so_far[-1], 16)):
+        before = measured.evaluations
+        found = measured.within(limit, 0, tuple(layers))
+        assert (found is None) == (so_far[-1] > limit)
+        assert measured.evaluations - before == pytest.approx(run / 16)
+        assert found is None or torch.equal(found.sketch, whole.sketch)
 
 
 def test_sketches_keep_inner_products() -> None:
