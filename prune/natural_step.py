@@ -117,16 +117,18 @@ def natural_step(
     size = min(tried, key=lambda s: (tried[s], s))
     if not tried[0.0] - tried[size] > _RESOLUTION * count:
         size = 0.0
+    after, passes = tried[size], len(tried)
     if size:
+        kept = [(block.module, block.module.weight, block.module.bias) for block in blocks]
         for block in blocks:
             _apply(block, size * moves[block.index].double(), stored)
-    return Step(
-        size,
-        tried[0.0] / count,
-        tried[size] / count,
-        layers * (work + len(tried) * count),
-        head + (len(tried) + 1) * count,
-    )
+        if stored != torch.float32:  # rounding once more may cost what the step gains
+            after, passes = divergence(0.0), passes + 1
+            if not tried[0.0] - after > _RESOLUTION * count:
+                size, after = 0.0, tried[0.0]
+                for module, weight, bias in kept:
+                    module.weight, module.bias = weight, bias
+    return Step(size, tried[0.0] / count, after / count, layers * (work + passes * count), head + (passes + 1) * count)
 
 
 def best_size(value: Callable[[float], float], *, start: float) -> dict[float, float]:

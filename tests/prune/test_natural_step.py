@@ -126,6 +126,25 @@ def test_the_step_is_part_of_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert divergence(dense, with_step, other) < divergence(dense, without, other)
 
 
+@pytest.mark.parametrize("variant", ["opt", "gpt2"])
+def test_rounded_weights_are_judged_as_they_are(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bfloat16 makes of the step is measured; where it costs more than the step gains, nothing moves."""
+    dense = tiny_model(variant)
+    wanted = logits(dense, IDS)
+    pruned = prune_model(dense, varied_plan(dense))
+    found = natural_step(pruned, IDS, HELD, lambda at: wanted[at], stored=torch.bfloat16)
+    assert found.size > 0
+    assert found.after == pytest.approx(divergence(dense, pruned, IDS[HELD]), rel=1e-4)
+    assert found.after < found.before
+    other = prune_model(dense, varied_plan(dense))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    monkeypatch.setattr(module, "best_size", lambda value, *, start: {0.0: value(0.0), 1e-5: value(0.0) * (1.0 - 1e-4)})
+    tiny = natural_step(other, IDS, HELD, lambda at: wanted[at], stored=torch.bfloat16)
+    assert tiny.size == 0.0
+    assert tiny.after == tiny.before
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
 def test_the_same_predictions_need_no_step() -> None:
     dense = tiny_model()
     pruned = prune_model(dense, plan_of(dense, {}))
