@@ -168,13 +168,7 @@ def prune(
     settings = search or SearchSettings()
     with ExitStack() as stack:
         if plan_file is not None:
-            shape = model_shape(load_config(source))
-            chosen = replayable(plan_file, source_digest(source), shape, uniform=settings.uniform)
-            if sparsity is not None:
-                check_sparsity(sparsity, load_config(source), search=settings, multiple=0, plan=chosen)
-            found = _Found(chosen, None, {})
-            if chosen.compensated or sparsity is not None:
-                found = _replayed(source, chosen, settings, calibration, report)
+            found = _replayed(source, plan_file, settings, sparsity, calibration, report)
         else:
             request = Request(
                 model=model,
@@ -204,15 +198,26 @@ def prune(
 
 
 def _replayed(
-    source: Path, chosen: PrunePlan, settings: SearchSettings, calibration: str | None, report: Progress
+    source: Path,
+    plan_file: Path,
+    settings: SearchSettings,
+    sparsity: Sparsity | None,
+    calibration: str | None,
+    report: Progress,
 ) -> _Found:
-    """A replayed plan with the calibration tokens that it is compensated on.
+    """A plan from a file, with the calibration tokens that it is compensated on, if it is.
 
     Notes are made where they are not what they should be.
     """
-    text, shape = load_text(calibration, "calibration"), chosen.dense
-    made = calibration_tokens(text, load_tokenizer(source), shape, settings, lazy=False)
-    for note in (unlike(chosen, made), shortage(made.tokens.size, shape)):
+    config = load_config(source)
+    chosen = replayable(plan_file, source_digest(source), model_shape(config), uniform=settings.uniform)
+    if sparsity is not None:
+        check_sparsity(sparsity, config, search=settings, multiple=0, plan=chosen)
+    elif not chosen.compensated:
+        return _Found(chosen, None, {})
+    text = load_text(calibration, "calibration")
+    made = calibration_tokens(text, load_tokenizer(source), chosen.dense, settings, lazy=False)
+    for note in (unlike(chosen, made), shortage(made.tokens.size, chosen.dense)):
         if note:
             report.note(note)
     return _Found(chosen, made.tokens, text.provenance())

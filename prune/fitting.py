@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ class Sums:
         generator = torch.Generator().manual_seed(_SEED)
         signs = torch.randint(0, 2, (_PROJECTED, outputs), generator=generator).double().mul_(2.0).sub_(1.0)
         signs /= math.sqrt(_PROJECTED)
-        few = Sums(0, 0)
-        few.count, few.x, few.xx, few.rr = self.count, self.x, self.xx, self.rr
+        few = copy.copy(self)
         few.r, few.rx = signs @ self.r, signs @ self.rx
         return few
 

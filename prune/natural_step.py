@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 
-from prune_export.prune.families import family_of
-from prune_export.prune.sensitivity import len_out
-from prune_export.prune.sub_blocks import SubBlock, matrix, set_matrix, set_parameter, sub_blocks
+from prune_export.prune.sensitivity import head_pieces, len_out, probed
+from prune_export.prune.sub_blocks import SubBlock, all_recorded, matrix, set_matrix, set_parameter, sub_blocks
 
 _DAMPING = 1.0  # of the mean diagonal of F
 _OUTPUT_DAMPING = 0.1  # of that of C: outputs are known better than gradients
@@ -32,7 +31,6 @@ _DRAWN = 4  # of every so many windows, one for F
 _MOST_TRIES = 5  # of the step's size
 _RESOLUTION = 1e-7  # nats a token; less is the rounding of float32
 _SEED = 20244
-_HEAD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ def natural_step(
     dense_logits: Callable[[int], torch.Tensor],
     *,
     stored: torch.dtype,
+    passed: Callable[[int], None] | None = None,
 ) -> Step:
     """Moves a pruned model's output projections, in place, if that brings its predictions closer to the dense ones.
 
@@ -83,6 +82,7 @@ def natural_step(
         held: [N] bool, windows that only decide how far to go.
         dense_logits: of a window by its position, [T, V] float32.
         stored: precision in which the weights will be stored.
+        passed: called with the number of windows of the gradients that are done.
     """
     blocks = sub_blocks(pruned)
     layers = len(blocks) / 2
@@ -96,6 +96,8 @@ def natural_step(
         draw = position % _DRAWN == 0
         if not _learn(pruned, blocks, windows[at], dense_logits(at), sums, generator if draw else None):
             return Step(0.0, 0.0, 0.0, 3.0 * layers * position * length, 3 * position * length)
+        if passed is not None:
+            passed(position + 1)
     drawn = len(fitted[::_DRAWN])
     work = (3 * len(fitted) + 2 * drawn) * length
     head = (3 * len(fitted) + drawn) * length
@@ -197,20 +199,7 @@ def _learn(
     generator: torch.Generator | None,
 ) -> bool:
     """Adds a window [T] to the sums, with drawn gradients if there is a generator; whether everything was finite."""
-    outputs: dict[int, torch.Tensor] = {}
-    probes: dict[int, torch.Tensor] = {}
-
-    def hook(index: int) -> Any:
-        def probe(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            outputs[index] = output.detach().reshape(-1, output.shape[-1]).float()
-            probes[index] = torch.zeros_like(output, requires_grad=True)
-            return output + probes[index]
-
-        return probe
-
-    with torch.inference_mode(False), ExitStack() as stack, torch.enable_grad():
-        for block in blocks:
-            stack.callback(block.module.register_forward_hook(hook(block.index)).remove)
+    with torch.inference_mode(False), all_recorded(blocks) as seen, probed(blocks) as probes, torch.enable_grad():
         hidden = model.base_model(input_ids=row[None].clone(), use_cache=False).last_hidden_state
         pulls = _pulls(model, hidden[0].detach(), dense, generator)
         if pulls is None:
@@ -219,8 +208,9 @@ def _learn(
             torch.autograd.grad(hidden, list(probes.values()), pull[None], retain_graph=rank + 1 < len(pulls))
             for rank, pull in enumerate(pulls)
         ]
+    outputs = {block.index: calls[-1][1].detach() for block, calls in zip(blocks, seen, strict=True)}
     for position, index in enumerate(probes):
-        output, mine = outputs[index], sums[index]
+        output, mine = outputs[index].flatten(0, -2).float(), sums[index]
         gradient = found[0][position].reshape(output.shape).float()
         mine.by_output += gradient.T @ output
         mine.outputs += output.T @ output
@@ -235,26 +225,12 @@ def _pulls(
     model: Any, hidden: torch.Tensor, dense: torch.Tensor, generator: torch.Generator | None
 ) -> list[torch.Tensor] | None:
     """Gradients [T, D] at the head's input [T, D] of the divergence and, if asked for, of log q(t), t drawn from q."""
-    head = model.get_output_embeddings()
-    name = family_of(model.config).softcap
-    cap = getattr(model.config, name) if name else None
-    table = head.weight.float()
     parts: list[list[torch.Tensor]] = []
-    step = max(1, _HEAD_BYTES // (4 * len(table)))
-    for rows, target in zip(hidden.split(step), dense.split(step), strict=True):
-        logits = head(rows).float()
-        slope = None
-        if cap is not None:
-            bent = torch.tanh(logits / cap)
-            logits, slope = cap * bent, 1.0 - bent.square()
-        if not bool(torch.isfinite(logits).all()):
+    for piece in head_pieces(model, hidden):
+        if piece is None:
             return None
-        q = torch.softmax(logits, -1)
-        wanted = [q - torch.softmax(target, -1)]
-        if generator is not None:
-            drawn = torch.multinomial(q, 1, generator=generator)
-            wanted.append((-q).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=q.dtype)))
-        parts.append([(pull if slope is None else pull * slope) @ table for pull in wanted])
+        pulls = [piece.back(piece.p - torch.softmax(dense[piece.rows], -1))]
+        parts.append(pulls if generator is None else [*pulls, piece.drawn(generator)[:, 0]])
     return [torch.cat(part).to(hidden.dtype) for part in zip(*parts, strict=True)]
 
 

@@ -188,11 +188,14 @@ class _Walk:
                 if bool(some.any()):
                     yield batch.dense[some].flatten(0, 1), batch.pruned[some].flatten(0, 1), held_out
 
-    def step(self) -> Step:
-        """Moves the output projections towards the dense predictions, on as many windows as help or are affordable."""
+    def step_windows(self) -> torch.Tensor:
+        """Positions of as many windows as help in `step` or are affordable."""
         affordable = int(_STEP_FLOPS / (10 * self._dense.shape.parameters()))
         tokens = max(_FEWEST_STEP_TOKENS, min(_STEP_TOKENS, affordable))
-        chosen = _spread(self._held, tokens // self._windows.shape[1]).nonzero()[:, 0]
+        return _spread(self._held, tokens // self._windows.shape[1]).nonzero()[:, 0]
+
+    def step(self, chosen: torch.Tensor, passed: Callable[[int], None]) -> Step:
+        """Moves the output projections towards the dense predictions, on some windows."""
         last = torch.cat([batch.dense for batch in self._batches])[chosen]
         self._batches = []  # streams of windows that are not needed any more
         return natural_step(
@@ -201,6 +204,7 @@ class _Walk:
             self._held[chosen],
             lambda position: self._dense.logits(last[position]),
             stored=self._stored,
+            passed=passed,
         )
 
     def _advance_dense(self, batch: _Batch, end: int) -> None:
@@ -332,14 +336,23 @@ def refit(
     windows = fitting_windows(windows, max(matrix(block.module).shape[1] for block in sub_blocks(dense)))
     with torch.inference_mode():
         walk = _Walk(dense, pruned, windows, stored, streams)
-        stages = walk.stages()
+        stages, chosen = walk.stages(), walk.step_windows()
+        # A window costs the step about four passes, the walk about one and its moments.
+        total = len(stages) * (1.0 + 2.0 * len(chosen) / len(windows))
+
+        def passed(count: int) -> None:
+            if progress is not None:
+                done = len(stages) * (1.0 + 2.0 * count / len(windows))
+                progress(min(done, total), total, "towards the dense predictions")
+
         for done, (group, end) in enumerate(stages):
             if progress is not None:
-                progress(done, len(stages), group[0].name.replace(": its", ""))
+                progress(done, total, group[0].name.replace(": its", ""))
             fits += walk.fit(group, end)
         layer_tokens = walk.evaluations / 2 * windows.numel()
         gains, head_tokens = walk.fit_gains()
-        step = walk.step()
+        passed(0)
+        step = walk.step(chosen, passed)
     layer_tokens += step.layer_tokens
     return Refit(tuple(fits), layer_tokens, head_tokens + step.head_tokens, gains.ridge if gains else None, step)
 

@@ -7,11 +7,14 @@ W^T F W in the place of W^T W ranks units by what the predictions lose.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from prune_export.prune.families import family_of
 from prune_export.prune.sub_blocks import SubBlock
 
 # Of the mean diagonal: a few thousand gradients do not show every direction, and later fits aim at all of them.
@@ -32,10 +35,7 @@ def output_sensitivity(model: Any, blocks: list[SubBlock], windows: torch.Tensor
     generator = torch.Generator().manual_seed(_SEED)
     sums = {block.index: torch.zeros(len_out(block), len_out(block)) for block in blocks}
     for row in windows:
-        probes: dict[int, torch.Tensor] = {}
-        with ExitStack() as stack, torch.enable_grad():
-            for block in blocks:
-                stack.callback(block.module.register_forward_hook(_probe(probes, block.index)).remove)
+        with probed(blocks) as probes, torch.enable_grad():
             hidden = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0]
             above = drawn_gradients(model, hidden.detach(), generator)
             if above is None:
@@ -61,26 +61,69 @@ def drawn_gradients(
         generator: of the draws.
         draws: of each token.
     """
-    head = model.get_output_embeddings()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    table = head.weight.float()
     parts = []
-    for rows in hidden.split(max(1, _HEAD_BYTES // (4 * len(table)))):
-        logits = head(rows).float()
-        if not bool(torch.isfinite(logits).all()):
+    for piece in head_pieces(model, hidden):
+        if piece is None:
             return None
-        slope = None
+        parts.append(piece.drawn(generator, draws).transpose(0, 1))
+    return torch.cat(parts, 1).to(hidden.dtype)
+
+
+@dataclass(frozen=True)
+class HeadPiece:
+    """Predictions of some tokens, and the way back from their logits to the head's input.
+
+    Attributes:
+        rows: which tokens.
+        p: [R, V] predictions.
+        slope: [R, V] of the soft cap, or None without one.
+        table: [V, D].
+    """
+
+    rows: slice
+    p: torch.Tensor
+    slope: torch.Tensor | None
+    table: torch.Tensor
+
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradient [R, D] at the head's input of one at the logits, [R, V]."""
+        return (gradient if self.slope is None else gradient * self.slope) @ self.table
+
+    def drawn(self, generator: torch.Generator, draws: int = 1) -> torch.Tensor:
+        """Gradients [R, draws, D] at the head's input of log p(y), y drawn from p."""
+        tokens = torch.multinomial(self.p, draws, replacement=True, generator=generator)
+        towards = self.table[tokens]
+        if self.slope is not None:
+            towards = towards * self.slope.gather(1, tokens)[..., None]
+        return towards - self.back(self.p)[:, None]
+
+
+def head_pieces(model: Any, hidden: torch.Tensor) -> Iterator[HeadPiece | None]:
+    """What enters the head, [T, D], a piece at a time; None in the place of logits that are not finite."""
+    head, at = model.get_output_embeddings(), 0
+    name = family_of(model.config).softcap
+    cap = getattr(model.config, name) if name else None
+    table = head.weight.float()
+    for rows in hidden.split(max(1, _HEAD_BYTES // (4 * len(table)))):
+        logits, slope = head(rows).float(), None
+        if not bool(torch.isfinite(logits).all()):
+            yield None
+            return
         if cap is not None:
             bent = torch.tanh(logits / cap)
             logits, slope = cap * bent, 1.0 - bent.square()
-        p = torch.softmax(logits, -1)
-        drawn = torch.multinomial(p, draws, replacement=True, generator=generator)
-        towards = table[drawn]
-        if slope is not None:
-            p = p * slope
-            towards = towards * slope.gather(1, drawn)[..., None]
-        parts.append((towards - (p @ table)[:, None]).transpose(0, 1))
-    return torch.cat(parts, 1).to(hidden.dtype)
+        yield HeadPiece(slice(at, at + len(rows)), torch.softmax(logits, -1), slope, table)
+        at += len(rows)
+
+
+@contextmanager
+def probed(blocks: Sequence[SubBlock]) -> Iterator[dict[int, torch.Tensor]]:
+    """Zeros on the outputs of the sub-blocks' projections that ask for a gradient, by index, once the model has run."""
+    probes: dict[int, torch.Tensor] = {}
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.module.register_forward_hook(_probe(probes, block.index)).remove)
+        yield probes
 
 
 def len_out(block: SubBlock) -> int:
