@@ -126,6 +126,19 @@ def test_the_step_is_part_of_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert divergence(dense, with_step, other) < divergence(dense, without, other)
 
 
+def test_progress_goes_on_while_the_step_is_made() -> None:
+    dense = tiny_model()
+    pruned = prune_model(dense, varied_plan(dense))
+    seen: list[tuple[float, float, str]] = []
+    refit(dense, pruned, IDS, progress=lambda done, total, detail: seen.append((done, total, detail)))
+    shares = [done / total for done, total, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] <= 1.0
+    step = [share for share, (_, _, detail) in zip(shares, seen, strict=True) if "predictions" in detail]
+    assert len(set(step)) > 10
+    assert step[-1] > 0.8
+
+
 @pytest.mark.parametrize("variant", ["opt", "gpt2"])
 def test_rounded_weights_are_judged_as_they_are(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What bfloat16 makes of the step is measured; where it costs more than the step gains, nothing moves."""
