@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from prune_export.delivery.places import cache_directory
 from prune_export.delivery.sparse import save_report
-from prune_export.delivery.state import cache_directory
 from prune_export.files import check_destination, staged
 from prune_export.progress import Progress
 from prune_export.prune.checkpoint import save_checkpoint

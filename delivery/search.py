@@ -12,6 +12,7 @@ from prune_export.delivery.request import Job
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.searches import build_search
 from prune_export.delivery.sparse import make_sparse, save_report
+from prune_export.delivery.state import RunState
 from prune_export.errors import BadInputError
 from prune_export.files import release_pages
 from prune_export.manifest import CHECKPOINT_FOLDER, PredictedPoint
@@ -36,19 +37,20 @@ class Searcher:
         job: the delivery at work.
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
-        journal: file that keeps what was evaluated, while the model is released and when the run is killed.
+        state: keeps what was evaluated, while the model is released and when the run is killed.
 
     Attributes:
         front: what the last search traded for what, where it looks at several costs at once.
         streams: the dense model's residual streams, once a search has kept them.
     """
 
-    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, journal: Path) -> None:
+    def __init__(self, job: Job, cost: Callable[[ModelShape], float], unit: str, state: RunState) -> None:
         self._job = job
         self._cost = cost
         self._unit = unit
         self._search: Search | None = None
-        self._journal = journal
+        self._state = state
+        self._ready_once = False
         self._last: tuple[float, PrunePlan] | None = None
         self._predicted: list[PredictedPoint] = []
         self._took_s = 0.0
@@ -178,7 +180,7 @@ class Searcher:
                 job.request.sparsity,
                 stored=stored,
                 progress=job.progress,
-                journal=self._journal.parent / "sparse" / key[:24],
+                journal=self._state.journal(job.work).parent / "sparse" / key[:24],
             )
         with job.progress.phase(f"{name}: keeping the checkpoint"):
             save_checkpoint(model, tokenizer, checkpoint_of(job, name), dtype=stored)
@@ -195,11 +197,14 @@ class Searcher:
         if self._search is None:
             with self._job.progress.phase("preparing the search") as phase:
                 self._search = build_search(
-                    self._job, cost=self._cost, unit=self._unit, journal=self._journal, progress=phase.update
+                    self._job, cost=self._cost, unit=self._unit, state=self._state, progress=phase.update
                 )
                 release_pages(self._job.source)
             if isinstance(self._search, FastSearch):
                 self.streams = self._search.streams
+                if not self._ready_once and self._search.scored == 0:
+                    self._job.progress.note("the scores of an earlier run with this model and calibration are taken")
+            self._ready_once = True
         return self._search
 
 

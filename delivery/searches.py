@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_export.delivery.request import Job
+from prune_export.delivery.state import RunState
 from prune_export.delivery.steps import Steps, search_steps
 from prune_export.prune.evaluator import Evaluator
 from prune_export.prune.evolve import EvolveSearch
@@ -34,6 +35,7 @@ class _Ingredients:
     cost: CostFunction
     unit: str
     journal: JournalFile
+    scores: Callable[[], Path]
     steps: Steps
     progress: Report | None
 
@@ -51,14 +53,14 @@ class _Ingredients:
         return identity_orders(self.job.shape.layers) if order == "none" else importance_orders(self.model)
 
 
-def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path, progress: Report | None = None) -> Search:
+def build_search(job: Job, *, cost: CostFunction, unit: str, state: RunState, progress: Report | None = None) -> Search:
     """The search that the request names, ready to run for any budget.
 
     Args:
         job: the delivery at work.
         cost: of a shape, in `unit`.
         unit: "parameters", "seconds" or "bytes".
-        journal: file that keeps what was evaluated.
+        state: keeps what was evaluated.
         progress: called with (done, total, detail) by searches that prepare for long.
 
     Raises:
@@ -70,7 +72,8 @@ def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path, prog
         model=load_model(job.source),
         cost=cost,
         unit=unit,
-        journal=JournalFile(journal, job.source_digest, job.calibration.digest),
+        journal=JournalFile(state.journal(job.work), job.source_digest, job.calibration.digest),
+        scores=partial(state.scores, job.work, job.source_digest, job.calibration.digest),
         steps=search_steps(job.shape, settings, job.profile.width_multiple, job.request.sparsity),
         progress=progress,
     )
@@ -78,7 +81,7 @@ def build_search(job: Job, *, cost: CostFunction, unit: str, journal: Path, prog
 
 
 def _fast(made: _Ingredients) -> Search:
-    scores = {"source": made.journal.source_digest, "calibration": made.journal.calibration_digest}
+    belong = {"source": made.journal.source_digest, "calibration": made.journal.calibration_digest}
     return FastSearch(
         made.model,
         made.tokens,
@@ -88,7 +91,7 @@ def _fast(made: _Ingredients) -> Search:
         kv_group=made.steps.kv,
         mixer_group=made.steps.mixer,
         uniform=partial(heads_fit, made.model.config) if made.job.request.search.uniform else None,
-        folder=ScoreFolder(made.journal.path.with_suffix(".scores"), scores),
+        folder=ScoreFolder(made.scores(), belong),
         progress=made.progress,
     )
 

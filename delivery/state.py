@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prune_export.delivery.places import cache_directory
+from prune_export.delivery.scores import close_scores, open_scores
 from prune_export.errors import BadInputError
 from prune_export.profiles.latency import LatencyTable
 from prune_export.progress import Progress
@@ -56,7 +58,8 @@ class RunState:
     """
 
     def __init__(self, key: object, progress: Progress) -> None:
-        self._directory = cache_directory() / "runs" / digest(key)[:24]
+        self._name = digest(key)[:24]
+        self._directory = cache_directory() / "runs" / self._name
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._usable = os.access(self._directory, os.W_OK)
@@ -71,6 +74,13 @@ class RunState:
     def journal(self, scratch: Path) -> Path:
         """Where the search keeps its journal; in the scratch directory where nothing else can be written."""
         return (self._directory if self._usable else scratch) / "journal.jsonl"
+
+    def scores(self, scratch: Path, source_digest: str, calibration_digest: str) -> Path:
+        """Where the fast search keeps its scores, for later runs too; they may all be there."""
+        try:
+            return open_scores(source_digest, calibration_digest, run=self._name)
+        except OSError:
+            return scratch / "scores"
 
     def learn(
         self,
@@ -95,6 +105,7 @@ class RunState:
     def forget(self) -> None:
         """The run is over: nothing is left to resume."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        close_scores(self._name)
 
     def _read(self) -> Known:
         path = self._directory / "known.json"
@@ -104,11 +115,3 @@ class RunState:
             return from_json(Known, json.loads(path.read_text(encoding="utf8")), where=str(path))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, BadInputError):
             return Known()  # of another version, or damaged: the run starts anew
-
-
-def cache_directory() -> Path:
-    """PRUNE_EXPORT_CACHE, else the user's cache directory."""
-    named = os.environ.get("PRUNE_EXPORT_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prune-export"

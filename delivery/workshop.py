@@ -72,7 +72,7 @@ class Workshop:
         self.baseline = dense.variants[precision]
         self.state = RunState(_identity(job, precision), job.progress)
         self.cost = Cost(job, self.baseline, self.state)
-        self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state.journal(job.work))
+        self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state)
         self._builds: dict[str, Build] = {}
         self._numbers: dict[str, int] = {}
         self._looked = False

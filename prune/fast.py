@@ -58,6 +58,7 @@ class FastSearch:
 
     Attributes:
         streams: the dense model's, for the refit of a result.
+        scored: sub-blocks that were scored here; the others were in the folder.
 
     Raises:
         BadInputError: no usable tokens, activations that are not finite, or no uniform shape of the model's layers.
@@ -149,6 +150,7 @@ class FastSearch:
         blocks = self._scoring.blocks
         known = {block.index: self._known(block) for block in blocks}
         last = max((block.index for block in blocks if known[block.index] is None), default=-1)
+        self.scored = sum(found is None for found in known.values())
         scores = []
         for done, block in enumerate(blocks):
             if progress is not None:

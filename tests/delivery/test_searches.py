@@ -285,11 +285,10 @@ def test_a_killed_process_ends_with_the_same_plan(
     )
     killed = subprocess.run([sys.executable, "-c", code, *arguments, "-o", str(resumed)], timeout=300)
     assert killed.returncode == -signal.SIGKILL
-    runs = tmp_path / "killed" / "runs"
     if search == "fast":
-        assert len(list(runs.glob("*/journal.scores/block-*.npz"))) == 5
+        assert len(list((tmp_path / "killed" / "scores").glob("*/scores/block-*.npz"))) == 5
     else:
-        (journal,) = runs.glob("*/journal.jsonl")
+        (journal,) = (tmp_path / "killed" / "runs").glob("*/journal.jsonl")
         assert journal.read_bytes().count(b"\n") == 1 + 23
     assert not resumed.exists()
     assert cli.main([*arguments, "-o", str(resumed)]) == 0
