@@ -63,6 +63,7 @@ class Measurement:
         rss_rise_bytes: the same minus the memory before loading.
         versions: package name to version.
         options: runtime properties that the model was compiled with.
+        peak_device_bytes: most memory held on a GPU, from an untimed run; 0 on a CPU.
     """
 
     artifact: str
@@ -80,6 +81,7 @@ class Measurement:
     rss_rise_bytes: int
     versions: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)
+    peak_device_bytes: int = field(default=0, metadata=SPARSE)
 
     def samples(self, metric: str) -> tuple[float, ...]:
         """Raw samples in seconds: "tpot" gives every ITL, "ttft" every TTFT, "total" end to end of each repeat."""

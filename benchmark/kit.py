@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,15 @@ from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, held_out_errors, time_stacks
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
-from prune_export.profiles import DeviceProfile, HeldOutError, LatencyTable, PhaseCosts, TableKey, TableRecord
+from prune_export.profiles import (
+    DeviceMatch,
+    DeviceProfile,
+    HeldOutError,
+    LatencyTable,
+    PhaseCosts,
+    TableKey,
+    TableRecord,
+)
 from prune_export.profiles.host import host_fingerprint, mismatch
 from prune_export.progress import Progress
 from prune_export.records import from_json
@@ -153,6 +161,7 @@ def measured_precision(
     ruler: Ruler,
     *,
     counts: tuple[int, int],
+    whole: Callable[[], ExportedStack] | None = None,
 ) -> PrecisionTable:
     """Times the stacks of one precision, fits the table's part, and checks it on other models.
 
@@ -163,11 +172,14 @@ def measured_precision(
         others: what it is checked on; none for no check.
         ruler: how they are timed.
         counts: how many stacks and others there are.
+        whole: makes the model that the others are timed beside; the base unless given.
 
     Raises:
         BadInputError: the profile is not this machine's; or as `time_stacks`.
     """
-    if reason := mismatch(ruler.profile, host_fingerprint()):
+    # Of a GPU every figure is measured, so any will do; a CPU's peaks come from the profile.
+    profile = replace(ruler.profile, match=DeviceMatch()) if ruler.profile.device == "cuda" else ruler.profile
+    if reason := mismatch(profile, host_fingerprint()):
         raise BadInputError(f"a profile is measured on the device itself, and {reason}: run it there")
     report = ruler.progress or Progress(quiet=True)
     began = time.monotonic()
@@ -178,7 +190,8 @@ def measured_precision(
     errors: tuple[HeldOutError, ...] = ()
     if counts[1]:
         with report.phase(f"held-out models, {ruler.precision}"):
-            errors = held_out_errors(costs, base, others, shape, ruler, total=counts[1])
+            beside = base if whole is None else whole()
+            errors = held_out_errors(costs, beside, others, shape, ruler, total=counts[1])
     return PrecisionTable(costs, errors, ruler.threads, times.measurements, spent, times.versions)
 
 
@@ -195,8 +208,6 @@ def profile_of(
         progress: where progress goes: the memory's bandwidth is measured here.
     """
     threads = tables[0].threads
-    with progress.phase("memory bandwidth"):
-        bandwidth = read_bandwidth(threads)
     record = TableRecord(
         host=host_fingerprint(),
         versions={package: version for table in tables for package, version in table.versions.items()},
@@ -208,22 +219,45 @@ def profile_of(
         held_out=tuple(error for table in tables for error in table.errors),
     )
     costs = tuple(costs for table in tables for costs in table.costs)
-    limited = profile.limited_to(threads)
-    precisions = tuple(dict.fromkeys(item.precision for item in costs))
     measured = f"measured {record.date} with {threads} threads"
+    with progress.phase("memory bandwidth"):
+        found = _with_figures(profile, threads, tuple(table.costs[0].precision for table in tables), measured)
     return replace(
-        profile,
+        found,
         name=name,
-        description=f"{profile.description}, {measured}",
+        description=f"{found.description}, {measured}",
         threads=threads,
-        precisions=precisions,
-        bandwidth_bytes_per_s=bandwidth,
         # The figures are of the threads at hand: nothing to scale.
         core_bandwidth_bytes_per_s=0,
         cores=0,
-        peak_flops={item: limited.peak_flops.get(item, limited.peak_flops["fp32"]) for item in precisions},
         latency_table=LatencyTable(key, "measured", costs, record),
-        sources={**profile.sources, "bandwidth_bytes_per_s": measured, "latency_table": measured},
+        sources={**found.sources, "latency_table": measured},
+    )
+
+
+def _with_figures(profile: DeviceProfile, threads: int, precisions: tuple[str, ...], measured: str) -> DeviceProfile:
+    """The profile with the bandwidth as measured; a GPU with everything else too, whichever it is."""
+    if profile.device != "cuda":
+        peaks = profile.limited_to(threads).peak_flops
+        return replace(
+            profile,
+            precisions=precisions,
+            bandwidth_bytes_per_s=read_bandwidth(threads),
+            peak_flops={item: peaks.get(item, peaks["fp32"]) for item in precisions},
+            sources={**profile.sources, "bandwidth_bytes_per_s": measured},
+        )
+    from prune_export.benchmark.torch_cuda_session import DeviceCuda
+
+    cuda = DeviceCuda()
+    return replace(
+        profile,
+        description=cuda.name,
+        match=DeviceMatch(processors=(cuda.name,)),
+        precisions=precisions,
+        memory_bytes=cuda.memory_bytes(),
+        bandwidth_bytes_per_s=cuda.bandwidth(),
+        peak_flops={item: cuda.flops(item) for item in precisions},
+        sources={**profile.sources, **dict.fromkeys(("memory_bytes", "bandwidth_bytes_per_s", "peak_flops"), measured)},
     )
 
 

@@ -141,7 +141,7 @@ def _measurements(
 def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threads: int) -> Request:
     """Refuses in this process what can be refused without starting another."""
     known = [runtime.name for runtime in RUNTIMES]
-    if profile.runtime not in known or (profile.runtime == "torch" and profile.device != "CPU"):
+    if profile.runtime not in known or (profile.device == "cuda" and not host_fingerprint().get("gpu")):
         raise BadInputError(
             f"profile {profile.name} runs {profile.runtime} on {profile.device}, which cannot be measured here: "
             f"use a profile of {' or '.join(known)}, e.g. --device host"
@@ -172,6 +172,7 @@ def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profil
         weights_bytes=found.weights_bytes,
         peak_rss_bytes=memory.peak_bytes,
         rss_rise_bytes=memory.peak_bytes - memory.before_bytes,
+        peak_device_bytes=memory.device_peak_bytes,
         versions=timed[0].versions,
         options=timed[0].options,
     )

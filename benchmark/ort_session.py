@@ -20,6 +20,7 @@ OLDEST = (1, 22)
 # The initializer that limits the logits to the last tokens.
 _KEEP = "logits_to_keep"
 _FIRST_CAPACITY = 1024
+_PROVIDERS = {"CPU": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -28,9 +29,9 @@ class OrtSession:
 
     Args:
         directory: holds model.onnx, itself or in its only sub-folder that does.
-        precision: weight precision; checked only, since ONNX Runtime's CPU computes all of them in fp32.
+        precision: weight precision; checked only: the graph decides what is computed.
         threads: threads of the runtime; 0 for all physical cores.
-        device: "CPU".
+        device: "CPU", or "cuda" where ONNX Runtime's CUDA provider is installed.
         last_token_only: compute the LM head for the last token alone where the graph allows it (timing); else for every
             token (scoring).
     """
@@ -46,7 +47,8 @@ class OrtSession:
         self._session: Any = None
         self._binding: Any = None
         self._shapes: dict[str, tuple[int, int, Any]] = {}
-        self._caches: dict[str, NDArray[Any]] = {}
+        self._runtime: Any = None
+        self._caches: dict[str, Any] = {}  # OrtValues on the device
         self._has_positions = False
         self._rows: int | None = None
         self._past = self._batch = self._capacity = self._vocab_size = 0
@@ -72,17 +74,22 @@ class OrtSession:
         """Reads the model.
 
         Raises:
-            BadInputError: no model, one that is no decoder with past or that cannot be read, a device other than the
-                CPU, more threads than cores, no ONNX Runtime or one that is too old.
+            BadInputError: no model, one that is no decoder with past or that cannot be read, a device that this ONNX
+                Runtime has no provider for, more threads than cores, no ONNX Runtime or one that is too old.
         """
         precision_options(self._precision)
-        if self._device != "CPU":
-            raise BadInputError(f'device "{self._device}": ONNX Runtime is driven on the CPU alone: use a CPU profile')
+        if self._device not in _PROVIDERS:
+            raise BadInputError(f'device "{self._device}": ONNX Runtime is driven on {" or ".join(_PROVIDERS)}')
         threads = checked_threads(self._threads)
         from prune_export.benchmark.runtimes import find_model
 
         path = find_model(self._directory).path
-        runtime = _runtime()
+        self._runtime = runtime = _runtime()
+        provider = _PROVIDERS[self._device]
+        if provider not in runtime.get_available_providers():
+            raise BadInputError(
+                f'device "{self._device}": this ONNX Runtime has no {provider}: install onnxruntime-gpu in its place'
+            )
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -91,10 +98,10 @@ class OrtSession:
             one = runtime.OrtValue.ortvalue_from_numpy(np.ones(1, np.int64))
             options.add_external_initializers([_KEEP], [one])
         begun = time.perf_counter()
-        self._session = _open(runtime, path, options)
+        self._session = _open(runtime, path, options, provider)
         self._load_s = time.perf_counter() - begun
         self._read_ports(path)
-        self._options = {"intra_op_num_threads": str(threads), "execution_provider": "CPUExecutionProvider"}
+        self._options = {"intra_op_num_threads": str(threads), "execution_provider": provider}
         self._batch = self._past = self._capacity = 0
 
     def reset(self) -> None:
@@ -151,16 +158,20 @@ class OrtSession:
             name: np.zeros((batch, heads, capacity, width), kind) for name, (heads, width, kind) in self._shapes.items()
         }
         for name, cache in caches.items() if self._past else ():
-            cache[:, :, : self._past] = self._caches[name][:, :, : self._past]
-        self._caches, self._batch, self._capacity = caches, batch, capacity
+            cache[:, :, : self._past] = self._caches[name].numpy()[:, :, : self._past]
+        place = self._device.lower()
+        self._caches = {
+            name: self._runtime.OrtValue.ortvalue_from_numpy(cache, place, 0) for name, cache in caches.items()
+        }
+        self._batch, self._capacity = batch, capacity
         self._ones = np.ones(batch * capacity, np.int64)
         self._token = np.empty((batch, 1), np.int64)
         self._logits = np.empty((batch, 1, self._vocab_size), np.float32)
         self._binding = self._session.io_binding()
         for name, cache in caches.items():
-            place = ("cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
-            self._binding.bind_input(name, *place)
-            self._binding.bind_output(name.replace("past_key_values", "present"), *place)
+            where = (place, 0, cache.dtype.type, cache.shape, self._caches[name].data_ptr())
+            self._binding.bind_input(name, *where)
+            self._binding.bind_output(name.replace("past_key_values", "present"), *where)
 
     def _read_ports(self, path: Path) -> None:
         ports = {port.name: port for port in self._session.get_inputs()}
@@ -208,10 +219,10 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _open(runtime: Any, path: Path, options: Any) -> Any:
+def _open(runtime: Any, path: Path, options: Any, provider: str) -> Any:
     check_files(path)
     try:
-        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(path, options, providers=list(dict.fromkeys((provider, _PROVIDERS["CPU"]))))
     except Exception as error:  # noqa: BLE001 - a dozen unrelated classes, all for a model that cannot be used
         reason = " ".join(str(error).split())
         remedy = "update ONNX Runtime" if "opset" in reason or "IR_VERSION" in reason.upper() else "export it again"

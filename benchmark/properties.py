@@ -33,6 +33,8 @@ OPTIONS = {
     "int8": PrecisionOptions("default", "u8", 32),
     "int4": PrecisionOptions("default", "u8", 32),
 }
+# int4 weights in groups of 128 carry an fp16 scale and a 4-bit zero point each.
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
 _CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
 
 

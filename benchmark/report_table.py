@@ -91,7 +91,7 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
             *("artifact", "precision", "profile", "processor", "threads", "batch", "prompt_tokens", "new_tokens"),
             *(f"{name}_{key}_s" for name, key in figures),
             *("decode_tokens_per_s", "request_tokens_per_s"),
-            *("load_s", "weights_bytes", "peak_rss_bytes", "rss_rise_bytes"),
+            *("load_s", "weights_bytes", "peak_rss_bytes", "rss_rise_bytes", "peak_device_bytes"),
         ]
     )
     for item in measurements:
@@ -104,7 +104,7 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
                 *(f"{values[name][key]:.9g}" for name, key in figures),
                 *(f"{value:.9g}" for value in throughput(item).values()),
                 *(f"{statistics.median(item.load_s):.9g}", item.weights_bytes),
-                *(item.peak_rss_bytes, item.rss_rise_bytes),
+                *(item.peak_rss_bytes, item.rss_rise_bytes, item.peak_device_bytes),
             ]
         )
     return buffer.getvalue()
@@ -134,6 +134,8 @@ def _footprint(item: Measurement, label: str) -> str:
         if item.peak_rss_bytes
         else "memory not sampled"
     )
+    if item.peak_device_bytes:
+        memory += f", {format_bytes(item.peak_device_bytes)} on the GPU"
     load = format_duration(statistics.median(item.load_s))
     return f"{label} {item.precision}: weights {format_bytes(item.weights_bytes)}, {memory}, loads in {load}"
 

@@ -93,6 +93,10 @@ def _onnxruntime(directory: Path, *, precision: str, threads: int, device: str, 
 
 
 def _torch(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
+    if device == "cuda":
+        from prune_export.benchmark.torch_cuda_session import TorchCudaSession
+
+        return TorchCudaSession(directory, precision=precision, threads=threads, last_token_only=last_token_only)
     from prune_export.benchmark.torch_session import TorchSession
 
     return TorchSession(directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only)

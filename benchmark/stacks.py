@@ -25,7 +25,7 @@ from prune_export.target import Workload
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 _METRIC = {"prefill": "ttft", "decode": "tpot"}
-_AT_ONCE = 3  # stacks timed beside one run of the first: more of them and the machine has time to change
+_AT_ONCE = 4  # stacks timed beside one run of the first: more of them and the machine has time to change
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def held_out_errors(
 
     Args:
         costs: of both phases.
-        base: the stack that the table was fitted beside.
+        base: what the others are timed beside.
         others: models to predict; as for `time_stacks`.
         shape: the dense model, for the baseline that counts bytes.
         ruler: how they are timed.

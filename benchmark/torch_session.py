@@ -16,7 +16,7 @@ from prune_export.benchmark.session import Logits, Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
 
-_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class TorchSession:
@@ -26,7 +26,7 @@ class TorchSession:
         directory: a checkpoint, dense or pruned.
         precision: of the weights in memory, which torch computes in: "fp32", "bf16" or "fp16".
         threads: of torch; 0 for all physical cores.
-        device: "CPU".
+        device: "CPU", or "cuda" for the current NVIDIA GPU.
         last_token_only: compute the LM head for the last token alone (timing); else for every token (scoring).
     """
 
@@ -66,10 +66,10 @@ class TorchSession:
             BadInputError: no checkpoint, an unsupported or damaged one, a precision or device that torch is not timed
                 in, more threads than cores, or no torch.
         """
-        if self._precision not in _TYPES:
-            raise BadInputError(f"precision {self._precision}: torch is timed in {', '.join(_TYPES)}")
-        if self._device != "CPU":
-            raise BadInputError(f'device "{self._device}": torch is driven on the CPU alone: use a CPU profile')
+        if self._precision not in DTYPES:
+            raise BadInputError(f"precision {self._precision}: torch is timed in {', '.join(DTYPES)}")
+        if self._device not in ("CPU", "cuda"):
+            raise BadInputError(f'device "{self._device}": torch is driven on CPU or cuda')
         check_checkpoint(self._directory / CONFIG_NAME)
         threads = checked_threads(self._threads)
         try:
@@ -82,9 +82,9 @@ class TorchSession:
             ) from None
         torch.set_num_threads(threads)
         begun = time.perf_counter()
-        self._model = load(self._directory, dtype=getattr(torch, _TYPES[self._precision]))
+        self._model = load(self._directory, dtype=getattr(torch, DTYPES[self._precision])).to(self._device.lower())
         self._load_s = time.perf_counter() - begun
-        self._options = {"threads": str(threads), "dtype": _TYPES[self._precision], "attention": "sdpa"}
+        self._options = {"threads": str(threads), "dtype": DTYPES[self._precision], "attention": "sdpa"}
         self.reset()
 
     def reset(self) -> None:
@@ -97,16 +97,21 @@ class TorchSession:
 
         with torch.inference_mode():
             found = self._model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)),
+                input_ids=self._on_device(ids),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=self._keep,
             )
         self._cache = found.past_key_values
         self._past += ids.shape[1]
-        logits: Logits = found.logits.float().numpy()
+        logits: Logits = found.logits.float().cpu().numpy()
         return logits
 
     def decode(self, ids: Tokens) -> Logits:
         """Appends one token each, `ids` [B, 1]; logits [B, 1, V]."""
         return self.prefill(ids)
+
+    def _on_device(self, ids: Tokens) -> Any:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self._device.lower())

@@ -55,6 +55,7 @@ class Reply:
     Attributes:
         before_bytes: resident memory before the model was loaded.
         peak_bytes: its peak; both 0 in a timed run.
+        device_peak_bytes: most memory held on a GPU; 0 on a CPU and in a timed run.
         options: runtime properties.
         versions: package name to version.
     """
@@ -64,6 +65,7 @@ class Reply:
     itl_s: tuple[float, ...] = ()
     before_bytes: int = 0
     peak_bytes: int = 0
+    device_peak_bytes: int = 0
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -122,7 +124,12 @@ def _memory(request: Request) -> Reply:
     with watch_memory() as watch:
         session.load()
         generate(session, synthetic_prompt(request.workload, session.vocab_size), request.workload.new_tokens)
-    return Reply(before_bytes=watch.before_bytes, peak_bytes=watch.peak_bytes, versions=_versions(request))
+    return Reply(
+        before_bytes=watch.before_bytes,
+        peak_bytes=watch.peak_bytes,
+        device_peak_bytes=getattr(session, "device_peak_bytes", 0),
+        versions=_versions(request),
+    )
 
 
 def _versions(request: Request) -> dict[str, str]:

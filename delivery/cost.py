@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune_export.benchmark.properties import cache_bytes
+from prune_export.benchmark.properties import WEIGHT_BYTES, cache_bytes
 from prune_export.delivery.latency import latency_table
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.state import RunState
@@ -10,9 +10,6 @@ from prune_export.delivery.summary import timed_metric
 from prune_export.profiles.latency import LatencyTable
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
-
-# int4 weights in groups of 128 carry an fp16 scale and a 4-bit zero point each.
-WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2.5 / 128}
 
 
 def footprint(shape: ModelShape, workload: Workload, precision: str) -> float:

@@ -9,12 +9,12 @@ import shutil
 from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.delivery.request import Job, Variant
-from prune_export.delivery.stacks import build_stack, designs, refuse_mixers
+from prune_export.delivery.stacks import Design, build_stack, designs, refuse_mixers, table_depth
 from prune_export.profiles.latency import LatencyTable
 
 
 def latency_table(job: Job, dense: Variant) -> LatencyTable:
-    """Block costs in the precision of `dense`, which is one of the stacks.
+    """Block costs in the precision of `dense`, beside which the stacks are timed.
 
     Args:
         job: the delivery at work.
@@ -31,7 +31,10 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
         return job.profile.latency_table
     if not job.measured:
         return roofline_table(job.profile, job.shape, job.workload, (dense.precision,))
-    wanted = tuple(designs(job.shape, max(1, job.profile.width_multiple)))
+    shallow = job.shape.with_layers(job.shape.layers[: table_depth(job.shape, dense.precision)])
+    wanted = list(designs(shallow, max(1, job.profile.width_multiple)))
+    if shallow != job.shape:
+        wanted.insert(0, Design("base", shallow.layers))
     folder = job.work / "stacks"
     with job.progress.phase(f"latency table: building {len(wanted)} stacks"):
         stacks = []

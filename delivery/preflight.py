@@ -70,7 +70,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     output = (request.output or default_output(request)).absolute()
     check_destination(output, force=request.force)
     profile = load_profile(request.device)
-    reason = mismatch(profile, host_fingerprint())
+    reason = mismatch(profile, host_fingerprint()) or _not_run(profile, request.format)
     if reason and request.require_measured:
         raise BadInputError(f"--require-measured: {reason}; run it there, or use --device host")
     if reason and "memory" in {target.metric for target in (request.target, *request.further)}:
@@ -244,6 +244,16 @@ def _threads(wanted: int, profile: DeviceProfile, *, measured: bool) -> int:
     if wanted or not measured:
         return wanted or profile.threads or profile.cores
     return min(profile.threads or cores, cores)
+
+
+def _not_run(profile: DeviceProfile, format: str) -> str:
+    """Why what is delivered is not measured on a device that is there; empty if it is."""
+    if profile.device != "cuda":
+        return ""
+    return (
+        f"{profile.name} runs checkpoints through {profile.runtime}, not {format}: what is delivered is timed with "
+        f"`prune-export benchmark CHECKPOINT --device {profile.name}`"
+    )
 
 
 @contextmanager

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from prune_export.benchmark.kit import PrecisionTable, measured_precision, profile_of
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
-from prune_export.delivery.stacks import Design, build_stack, designs, format_for, held_out_designs, refuse_mixers
+from prune_export.delivery.stacks import (
+    Design,
+    build_stack,
+    designs,
+    format_for,
+    held_out_designs,
+    refuse_mixers,
+    table_depth,
+)
 from prune_export.profiles import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
@@ -56,21 +65,24 @@ def measure_profile(
     refuse_mixers(shape, "a latency table")
     fitted = workload.fitted(shape.context)
     multiple = max(1, profile.width_multiple)
-    wanted = tuple(designs(shape, multiple, finer=True))
     others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
     tables: list[PrecisionTable] = []
     for precision in precisions:
         ruler = Ruler(profile, fitted, precision, checked_threads(threads or profile.threads), _ROUNDS, report, True)
         with tempfile.TemporaryDirectory(dir=work, prefix="stacks-") as folder:
-            (base,) = built(shape, [Design("dense", shape.layers)], Path(folder), ruler, seed=seed)
+            shallow = shape.with_layers(shape.layers[: table_depth(shape, precision)])
+            wanted = list(designs(shallow, multiple, finer=True))
+            dense = [] if shallow == shape else [Design("dense", shape.layers)]  # what the slopes are continued to
+            (base,) = built(shape, [Design("base", shallow.layers)], Path(folder), ruler, seed=seed)
             tables.append(
                 measured_precision(
                     shape,
                     base,
-                    built(shape, wanted, Path(folder), ruler, seed=seed),
+                    built(shape, [*wanted, *dense], Path(folder), ruler, seed=seed),
                     built(shape, others, Path(folder), ruler, seed=seed),
                     ruler,
-                    counts=(len(wanted), len(others)),
+                    counts=(len(wanted) + len(dense), len(others)),
+                    whole=partial(_first, shape, dense, Path(folder), ruler, seed) if dense else None,
                 )
             )
     return profile_of(profile, table_key(shape, fitted), tables, name=name, progress=report)
@@ -90,3 +102,7 @@ def built(
             group_size=ruler.profile.int4_group,
             seed=seed,
         )
+
+
+def _first(shape: ModelShape, wanted: Sequence[Design], folder: Path, ruler: Ruler, seed: int) -> ExportedStack:
+    return next(built(shape, wanted, folder, ruler, seed=seed))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from prune_export.delivery.cost import WEIGHT_BYTES, Cost
+from prune_export.benchmark.properties import WEIGHT_BYTES
+from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.verdict import Verdict, judged
 from prune_export.manifest import FurtherTarget

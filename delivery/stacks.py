@@ -6,22 +6,35 @@ the model's own would lie, in cache or in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from prune_export.benchmark.properties import WEIGHT_BYTES
 from prune_export.benchmark.runtimes import RUNTIMES
 from prune_export.benchmark.stacks import ExportedStack
+from prune_export.benchmark.torch_session import DTYPES
 from prune_export.delivery.exporters import EXPORTERS, exporter_of
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
+from prune_export.profiles.host import last_cache_bytes
+from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.synthetic import random_model
 from prune_export.shape import LayerShape, ModelShape
 
 _WIDTH_SHARES = (0.5, 0.25)
 _FINER_SHARES = (0.75, 0.5, 0.25, 0.125)
+# Up to so many parameters a stack of the model's own depth is built and timed in seconds.
+_SMALL = 250_000_000
+# Blocks of a shallower stack take at least so many times the last cache: then they come from memory like the model's.
+_CACHES = 4
+_UNKNOWN_CACHE = 128 * 2**20
+_LEAST_DEPTH = 4
+_CHECKPOINT = "checkpoint"
 # Of held-out models: each sub-block is gone with this probability, as in plans of middling targets.
 _GONE = 0.15
 
@@ -44,6 +57,24 @@ def refuse_mixers(shape: ModelShape, what: str) -> None:
         raise BadInputError(
             f"{what} needs the costs of attentions and MLPs, a {shape.family} model has neither: use --target-ratio"
         )
+
+
+def table_depth(shape: ModelShape, precision: str) -> int:
+    """Layers of the stacks that a table is measured with: the model's own, or fewer where it is large.
+
+    What a block costs does not depend on how many there are, as long as their weights do not stay in the cache.
+
+    Args:
+        shape: of the dense model.
+        precision: of the weights.
+    """
+    depth = len(shape.layers)
+    if shape.parameters() <= _SMALL or len(set(shape.layers)) > 1:
+        return depth
+    layer = shape.layers[0]
+    parameters = shape.attention_parameters(layer.kv_heads, layer.query_heads) + shape.mlp_parameters(layer.mlp_width)
+    needed = math.ceil(_CACHES * (last_cache_bytes() or _UNKNOWN_CACHE) / (parameters * WEIGHT_BYTES[precision]))
+    return min(depth, max(_LEAST_DEPTH, needed + needed % 2))
 
 
 def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterator[Design]:
@@ -95,15 +126,20 @@ def build_stack(
         design: which blocks.
         directory: where the exported files go; made.
         precision: of the weights.
-        format: of the files, as in `EXPORTERS`.
+        format: of the files, as in `EXPORTERS`, or "checkpoint".
         group_size: of int4 weights.
         seed: of the weights.
 
     Raises:
         BadInputError: a family, precision or format that cannot be built.
     """
+    if format == _CHECKPOINT and precision not in DTYPES:
+        raise BadInputError(f"precision {precision}: torch is timed in {', '.join(DTYPES)}")
     model = random_model(shape.with_layers(design.layers), seed=seed)
-    exporter_of(format).stack(model, directory, precision, group_size)
+    if format == _CHECKPOINT:
+        save_checkpoint(model, None, directory, dtype=getattr(torch, DTYPES[precision]))
+    else:
+        exporter_of(format).stack(model, directory, precision, group_size)
     del model
     free_memory()
     return ExportedStack(design.layers, directory)
@@ -113,9 +149,9 @@ def format_for(runtime: str) -> str:
     """The format that a profile's runtime runs.
 
     Raises:
-        BadInputError: none that is exported.
+        BadInputError: none that a stack can be built for.
     """
-    known = {row.name: row.format for row in RUNTIMES if row.format in EXPORTERS}
+    known = {row.name: row.format for row in RUNTIMES if row.format in {*EXPORTERS, _CHECKPOINT}}
     if runtime not in known:
         raise BadInputError(f"no stacks for runtime {runtime}: use a profile of {' or '.join(known)}")
     return known[runtime]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from prune_export.profiles.device import DeviceMatch, DeviceProfile
@@ -18,6 +21,7 @@ _ISA = (
 )  # fmt: skip
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 _STAND_IN = "cpu-edge"
+_TOOL_S = 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Host:
         cores: physical cores that this process may use (affinity and cgroup limits respected).
         memory_bytes: memory that this process may use; 0 if unknown.
         system: operating system, release and machine.
+        gpu: name of the first NVIDIA GPU, empty if there is none.
     """
 
     processor: str
@@ -39,6 +44,7 @@ class Host:
     cores: int
     memory_bytes: int
     system: str
+    gpu: str = ""
 
 
 def detect_host(root: Path = _ROOT) -> Host:
@@ -53,6 +59,7 @@ def detect_host(root: Path = _ROOT) -> Host:
         cores=_cores(info, root),
         memory_bytes=_memory(root),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        gpu=_gpu(root),
     )
 
 
@@ -61,8 +68,21 @@ def host_cores() -> int:
     return detect_host().cores
 
 
+def last_cache_bytes(root: Path = _ROOT) -> int:
+    """Size of the largest cache of the first core, shared or not, from /sys; 0 if unknown."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    found = 0
+    for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+            found = max(found, int(text.rstrip("KMG")) * units.get(text[-1:], 1))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
 def host_fingerprint() -> dict[str, str]:
-    """This machine without its name: processor, vendor, isa, cores, memory (bytes), os."""
+    """This machine without its name: processor, vendor, isa, cores, memory (bytes), os, and gpu where there is one."""
     return fingerprint_of(detect_host())
 
 
@@ -75,6 +95,7 @@ def fingerprint_of(host: Host) -> dict[str, str]:
         "cores": str(host.cores),
         "memory": str(host.memory_bytes),
         "os": host.system,
+        **({"gpu": host.gpu} if host.gpu else {}),
     }
 
 
@@ -83,6 +104,8 @@ def mismatch(profile: DeviceProfile, fingerprint: Mapping[str, str]) -> str:
     rule = profile.match
     flags = set(fingerprint["isa"].split())
     cores = int(fingerprint["cores"])
+    if profile.device == "cuda":
+        return _gpu_mismatch(profile, fingerprint.get("gpu", ""))
     if profile.device != "CPU":
         return f"{profile.name} describes a {profile.device} device, of this host only the CPU is measured"
     if rule.vendors and fingerprint["vendor"] not in rule.vendors:
@@ -97,6 +120,15 @@ def mismatch(profile: DeviceProfile, fingerprint: Mapping[str, str]) -> str:
         return f"{profile.name} stands for at least {rule.min_cores} cores, this host has {cores}"
     if rule.max_cores and cores > rule.max_cores:
         return f"{profile.name} stands for at most {rule.max_cores} cores, this host has {cores}"
+    return ""
+
+
+def _gpu_mismatch(profile: DeviceProfile, gpu: str) -> str:
+    names = profile.match.processors
+    if not gpu:
+        return f"{profile.name} describes a cuda device, this host has no NVIDIA GPU"
+    if names and not any(name.lower() in gpu.lower() for name in names):
+        return f"{profile.name} stands for {' or '.join(names)}, this host has {gpu}"
     return ""
 
 
@@ -208,6 +240,28 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
         relative = Path(path.lstrip("/"))
         folders += [top / step for step in (relative, *relative.parents)]
     return folders
+
+
+def _gpu(root: Path) -> str:
+    """The driver's own name of the first GPU: its files, else its tool where only that is mounted into a container."""
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        for line in _text(path).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                return value.strip()
+    return _gpu_by_tool() if root == _ROOT else ""
+
+
+@cache
+def _gpu_by_tool() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""  # a driver that does not answer runs nothing
+    return names.strip().partition("\n")[0]
 
 
 def _text(path: Path) -> str:

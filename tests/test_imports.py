@@ -16,8 +16,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": ROOT_TYPES | {"prune", "export"},
     "reference": {"reference"},
 }
-# The session that runs checkpoints loads the model's code, inside a function.
-TORCH_SESSION = "benchmark/torch_session.py"
+# The sessions that run checkpoints load the model's code, inside a function.
+TORCH_SESSIONS = (ROOT / "benchmark/torch_session.py", ROOT / "benchmark/torch_cuda_session.py")
 NEEDS_NO_TORCH = ("profiles", "benchmark")
 HEAVY = {"torch", "transformers", "optimum", "nncf", "safetensors", "datasets", "matplotlib", "onnx"}
 
@@ -45,14 +45,14 @@ def test_folders_import_only_what_the_table_allows(folder: str) -> None:
         for name, line in imports(path):
             if name.startswith("prune_export."):
                 part = name.split(".")[1]
-                allowed = ALLOWED[folder] | ({"prune"} if path == ROOT / TORCH_SESSION else set())
+                allowed = ALLOWED[folder] | ({"prune"} if path in TORCH_SESSIONS else set())
                 assert part in allowed, f"{path}:{line} imports {name}"
 
 
 @pytest.mark.parametrize("folder", NEEDS_NO_TORCH)
 def test_the_base_package_needs_no_torch(folder: str) -> None:
     for path in sources(folder):
-        for name, line in imports(path) if path != ROOT / TORCH_SESSION else ():
+        for name, line in imports(path) if path not in TORCH_SESSIONS else ():
             assert name.split(".")[0] not in HEAVY, f"{path}:{line} imports {name}"
 
 

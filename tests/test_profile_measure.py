@@ -19,6 +19,7 @@ from prune_export.benchmark import kit as kits
 from prune_export.benchmark import stacks
 from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
 from prune_export.benchmark.measure import Subject
+from prune_export.delivery import stacks as delivery_stacks
 from prune_export.delivery.kit import pack_kit
 from prune_export.delivery.profiling import measure_profile
 from prune_export.errors import BadInputError
@@ -26,6 +27,7 @@ from prune_export.manifest import Measurement
 from prune_export.profiles import DeviceMatch, load_profile, to_toml
 from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
+from prune_export.prune.synthetic import KNOWN_SHAPES
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
@@ -83,6 +85,48 @@ def test_a_profile_is_measured_checked_and_read_back(
     dense, smaller = (table.predict(item.layers, "tpot", precision="fp32") for item in (shape, halved))
     saved = 1e-8 * 4 * (shape.parameters() - halved.parameters())
     assert dense - smaller == pytest.approx(saved, rel=0.05)
+
+
+def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_stacks, "_SMALL", 0)
+    monkeypatch.setattr(delivery_stacks, "_LEAST_DEPTH", 2)
+    monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda: 1)
+    seen: list[tuple[str, ...]] = []
+
+    def watched(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
+        seen.append(tuple(subject.directory.name for subject in subjects))
+        return by_bytes(subjects, **settings)
+
+    monkeypatch.setattr(stacks, "measure_together", watched)
+    monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
+    found = measure_profile(
+        shape, replace(HOST, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
+        threads=1, held_out=3, work=tmp_path,
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    assert seen[0][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
+    fitted = [names for names in seen if not any("held-out" in name for name in names)][:-1]
+    assert sum("dense" in names for names in fitted) == 1, "the whole model once, to continue the slopes to"
+    assert seen[-1] == ("dense", "held-out-model-1", "held-out-model-2", "held-out-model-3")
+    assert found.latency_table is not None
+    assert found.latency_table.record is not None
+    # Constants beside the weights differ between depths: a few kilobytes, of models of half a megabyte.
+    assert all(error.worst < 0.03 for error in found.latency_table.record.held_out)
+
+
+def test_the_depth_of_stacks_follows_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = KNOWN_SHAPES["smollm2-135m"], KNOWN_SHAPES["llama-3.2-1b"]
+    depths = {}
+    for cache in (0, 32, 256, 10**6):
+        monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda cache=cache: cache * 2**20)
+        assert delivery_stacks.table_depth(small, "fp32") == 30
+        depths[cache] = [delivery_stacks.table_depth(large, precision) for precision in ("fp32", "int8", "int4")]
+        # 61 million parameters a block; the blocks of a stack take four times the cache or more.
+    assert depths == {0: [4, 10, 16], 32: [4, 4, 6], 256: [6, 16, 16], 10**6: [16, 16, 16]}
+    mixed = large.with_layers((replace(large.layers[0], mlp_width=4096), *large.layers[1:]))
+    assert delivery_stacks.table_depth(mixed, "int8") == 16
 
 
 def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
@@ -148,7 +192,7 @@ def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_pat
         measure_kit(tmp_path, HOST, name="box")
     with pytest.raises(BadInputError, match="--depth 1: a stack needs at least 2 layers"):
         pack_kit(shape, HOST, tmp_path / "kit", precisions=("int8",), workload=SMALL, depth=1)
-    with pytest.raises(BadInputError, match="no stacks for runtime torch: use a profile of openvino or onnxruntime"):
+    with pytest.raises(BadInputError, match="precision int8: torch is timed in fp32, bf16, fp16"):
         pack_kit(shape, replace(HOST, runtime="torch"), tmp_path / "kit", precisions=("int8",), workload=SMALL)
     assert not (tmp_path / "kit").exists()
     with pytest.raises(BadInputError, match="measured on the device itself"):

@@ -13,7 +13,7 @@ from prune_export.shape import ModelShape
 from prune_export.verbs.command import limit_torch
 from prune_export.verbs.options import requested_workload
 
-_RUNTIMES = ("openvino", "onnxruntime")
+_RUNTIMES = ("openvino", "onnxruntime", "torch")
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from prune_export.profiles import host as host_module
 from prune_export.profiles import host_cores, host_fingerprint, load_profile, matches, mismatch
-from prune_export.profiles.host import Host, detect_host, fingerprint_of, host_profile
+from prune_export.profiles.host import Host, detect_host, fingerprint_of, host_profile, last_cache_bytes
 from prune_export.profiles.load import built_in_profiles
 
 XEON = Host("Intel(R) Xeon(R) Platinum 8480+", "GenuineIntel",
@@ -99,7 +99,7 @@ def test_arm_names_its_flags_differently(tmp_path: Path) -> None:
 
 def test_the_fingerprint_does_not_name_the_machine() -> None:
     fingerprint = host_fingerprint()
-    assert list(fingerprint) == ["processor", "vendor", "isa", "cores", "memory", "os"]
+    assert list(fingerprint)[:6] == ["processor", "vendor", "isa", "cores", "memory", "os"]
     assert platform.node() not in fingerprint.values()
     assert int(fingerprint["cores"]) == host_cores() <= len(os.sched_getaffinity(0))
 
@@ -121,11 +121,41 @@ def test_each_machine_matches_its_profile_alone(host: Host, fitting: str) -> Non
         ("cpu-xeon-avx512", XEON, "stands for CPUs without amx_tile, which this one has"),
         ("cpu-epyc", replace(EPYC, processor="AMD Ryzen 9 7950X"), "stands for EPYC, this host has AMD Ryzen"),
         ("cpu-edge", replace(SMALL, cores=16), "stands for at most 8 cores, this host has 16"),
-        ("gpu-cuda", XEON, "describes a cuda device, of this host only the CPU is measured"),
+        ("gpu-cuda", XEON, "describes a cuda device, this host has no NVIDIA GPU"),
+        ("gpu-cuda", replace(XEON, gpu="NVIDIA H200"), "stands for NVIDIA L4, this host has NVIDIA H200"),
+        ("gpu-intel", XEON, "describes a GPU device, of this host only the CPU is measured"),
     ],
 )
 def test_a_mismatch_says_why(profile: str, host: Host, words: str) -> None:
     assert words in mismatch(load_profile(profile), fingerprint_of(host))
+
+
+def test_the_gpu_is_named_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert detect_host(machine(tmp_path, processors=2)).gpu == ""
+    folder = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0"
+    folder.mkdir(parents=True)
+    (folder / "information").write_text("Model: \t\t NVIDIA L4\nIRQ:   \t\t 42\n")
+    host = detect_host(tmp_path)
+    assert host.gpu == fingerprint_of(host)["gpu"] == "NVIDIA L4"
+    assert mismatch(load_profile("gpu-cuda"), fingerprint_of(host)) == ""
+    # Where only the tool is mounted it is asked, and one that fails means no GPU.
+    tool = tmp_path / "nvidia-smi"
+    for script, expected in (("echo NVIDIA L40S; echo NVIDIA L4", "NVIDIA L40S"), ("exit 9", "")):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        host_module._gpu_by_tool.cache_clear()
+        assert host_module._gpu_by_tool() == expected
+    host_module._gpu_by_tool.cache_clear()
+
+
+def test_the_last_cache_is_read_from_the_system(tmp_path: Path) -> None:
+    assert last_cache_bytes(tmp_path) == 0
+    for index, size in enumerate(("32K", "1M", "36M", "odd")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        (folder / "size").write_text(size + "\n")
+    assert last_cache_bytes(tmp_path) == 36 * 2**20
 
 
 def test_too_few_cores_are_a_mismatch() -> None:
