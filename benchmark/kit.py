@@ -31,7 +31,8 @@ from prune_export.target import Workload
 
 KIT_FILE = "kit.json"
 KIT_VERSION = 1
-_ROUNDS = 3
+BUDGET_S = 540.0  # for the table of one precision, building included
+_HELD_OUT_SHARE = 45  # of it goes to each model that the table is checked on, in each process
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,13 @@ def load_kit(directory: Path) -> Kit:
 
 
 def measure_kit(
-    directory: Path, profile: DeviceProfile, *, name: str, threads: int = 0, progress: Progress | None = None
+    directory: Path,
+    profile: DeviceProfile,
+    *,
+    name: str,
+    threads: int = 0,
+    budget_s: float = BUDGET_S,
+    progress: Progress | None = None,
 ) -> DeviceProfile:
     """The profile of this machine with a latency table for the kit's model.
 
@@ -135,6 +142,7 @@ def measure_kit(
         profile: stands for this machine; its runtime is replaced by the kit's.
         name: of the new profile.
         threads: of the runtime; 0 takes the profile's.
+        budget_s: for the table of one precision.
         progress: where progress goes.
 
     Raises:
@@ -148,7 +156,7 @@ def measure_kit(
     for part in kit.parts:
         base, *stacks = (ExportedStack(item.layers, directory / item.directory) for item in (part.base, *part.stacks))
         others = [ExportedStack(item.layers, directory / item.directory) for item in part.held_out]
-        ruler = Ruler(profile, kit.workload, part.precision, count, _ROUNDS, report)
+        ruler = Ruler(profile, kit.workload, part.precision, count, budget_s=budget_s, progress=report)
         tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=(len(stacks), len(others))))
     return profile_of(profile, table_key(kit.shape, kit.workload), tables, name=name, progress=report)
 
@@ -191,7 +199,8 @@ def measured_precision(
     if counts[1]:
         with report.phase(f"held-out models, {ruler.precision}"):
             beside = base if whole is None else whole()
-            errors = held_out_errors(costs, beside, others, shape, ruler, total=counts[1])
+            unhurried = replace(ruler, budget_s=0.0, seconds=ruler.budget_s / _HELD_OUT_SHARE)
+            errors = held_out_errors(costs, beside, others, shape, unhurried, total=counts[1])
     return PrecisionTable(costs, errors, ruler.threads, times.measurements, spent, times.versions)
 
 

@@ -1,22 +1,24 @@
 """Times stacks of blocks and makes a latency table of them; works on exported files, so it needs no torch.
 
-The first stack is timed beside every few others, round by round, and the others' times are taken relative to it: a
-machine that is slower for a minute then changes both, and a machine that is slower for good changes nothing.
+The first stack is timed beside every few others, turn by turn in one process, and the others' times are taken relative
+to it: a machine that is slower for a second then changes both, and one that is slower for good changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
-from prune_export.benchmark.compare import paired_ratio
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.panel_worker import PanelRequest
+from prune_export.benchmark.process import run_panel
 from prune_export.benchmark.table_fit import Stack, fit_costs
-from prune_export.manifest import Measurement
+from prune_export.benchmark.threads import checked_threads
 from prune_export.profiles import DeviceProfile, HeldOutError, PhaseCosts
 from prune_export.profiles.latency import Phase
 from prune_export.progress import Progress
@@ -24,8 +26,8 @@ from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-_METRIC = {"prefill": "ttft", "decode": "tpot"}
-_AT_ONCE = 4  # stacks timed beside one run of the first: more of them and the machine has time to change
+_AT_ONCE = 4  # stacks beside the first in one process
+_NOISE_SAMPLES = 4  # copies of the base beside itself
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Ruler:
         workload: what is timed.
         precision: of the weights.
         threads: of the runtime.
-        rounds: fresh processes a stack.
+        rounds: fresh processes a group of stacks.
+        seconds: for each stack and process, loading included.
+        budget_s: for everything, building included, in the place of `seconds`; 0 for none.
         progress: is told the share done.
         discard: delete a stack's files, but for the base's, when it has been timed.
     """
@@ -60,6 +64,8 @@ class Ruler:
     precision: str
     threads: int = 0
     rounds: int = 2
+    seconds: float = 6.0
+    budget_s: float = 0.0
     progress: Progress | None = None
     discard: bool = False
 
@@ -70,8 +76,8 @@ class StackTimes:
 
     Attributes:
         layers: of each stack, the first one being the base.
-        seconds: phase to the median time of each stack, on the base's scale.
-        measurements: timed processes.
+        seconds: phase to the time of each stack, on the base's scale.
+        measurements: how often a stack was timed, in turns, in a process.
         versions: package to version, as the processes reported.
     """
 
@@ -100,38 +106,58 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         base: what the others are timed beside.
         others: taken a few at a time, so an iterator may build them when they are wanted.
         ruler: how.
-        total: how many others there are, for the progress.
+        total: how many others there are, for the progress and the budget.
 
     Raises:
-        BadInputError, PruneExportError: as `measure_together`.
+        BadInputError: a profile that cannot be measured here, or as a session's `load`.
+        PruneExportError: the worker died.
     """
-    of_base: list[Measurement] = []
+    begun = time.monotonic()
+    of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     layers = [base.layers]
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
-    waiting = iter(others)
-    while group := list(islice(waiting, _AT_ONCE)):
-        first, *rest = measure_together(
-            [Subject(stack.directory, ruler.precision) for stack in (base, *group)],
-            profile=ruler.profile,
-            workload=ruler.workload,
-            rounds=ruler.rounds,
-            threads=ruler.threads,
-            sample_memory=False,
-        )
-        of_base.append(first)
+    waiting, measurements, versions, building_s = iter(others), 0, {}, 0.0
+    while True:
+        asked = time.monotonic()
+        group = list(islice(waiting, _AT_ONCE))
+        building_s += time.monotonic() - asked
+        if not group:
+            break
         layers += [stack.layers for stack in group]
+        seconds = ruler.seconds * (1 + len(group))
+        if ruler.budget_s:
+            left = max(0, total - len(layers) + 1)  # to build, each as long as those before
+            spare = ruler.budget_s - (time.monotonic() - begun) - left * building_s / (len(layers) - 1)
+            seconds = spare / ruler.rounds / (1 + math.ceil(left / _AT_ONCE))
+        turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in range(1 + len(group))] for phase in PHASES}
+        for _ in range(ruler.rounds):
+            reply = run_panel(_request((base, *group), ruler, seconds))
+            for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
+                for known, new in zip(turns[phase], samples, strict=True):
+                    known.extend(new)
+            measurements += 1 + len(group)
+            versions = reply.versions
         for phase in PHASES:
-            ratios[phase] += [paired_ratio(found, first, _METRIC[phase], "p50").ratio for found in rest]
+            first, *rest = turns[phase]
+            of_base[phase] += first
+            ratios[phase] += [midmean([a / b for a, b in zip(found, first, strict=True)]) for found in rest]
         if ruler.discard:
             for stack in group:
                 shutil.rmtree(stack.directory)
         if ruler.progress is not None:
             ruler.progress.update(len(layers) - 1, total, f"{len(layers) - 1} of {total} timed")
-    seconds: dict[Phase, tuple[float, ...]] = {}
+    seconds_of: dict[Phase, tuple[float, ...]] = {}
     for phase in PHASES:
-        scale = median(found.percentile(_METRIC[phase], "p50") for found in of_base)
-        seconds[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
-    return StackTimes(tuple(layers), seconds, ruler.rounds * (len(layers) - 1 + len(of_base)), of_base[0].versions)
+        scale = midmean(of_base[phase])
+        seconds_of[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
+    return StackTimes(tuple(layers), seconds_of, measurements, versions)
+
+
+def midmean(values: Sequence[float]) -> float:
+    """Tukey's interquartile mean: bursts of other work don't count, and the middle half is averaged."""
+    ordered = sorted(values)
+    cut = len(ordered) // 4
+    return fmean(ordered[cut : len(ordered) - cut])
 
 
 def held_out_errors(
@@ -153,19 +179,29 @@ def held_out_errors(
         ruler: how they are timed.
         total: how many others there are.
     """
-    twice = time_stacks(base, [base], replace(ruler, discard=False, progress=None), total=1)
     times = time_stacks(base, others, ruler, total=total)
-    return tuple(_held_out(found, times, twice.seconds[found.phase], shape) for found in costs)
+    again = time_stacks(base, [base] * _NOISE_SAMPLES, replace(ruler, discard=False, progress=None), total=1)
+    return tuple(_held_out(found, times, again.seconds[found.phase], shape) for found in costs)
 
 
-def _held_out(costs: PhaseCosts, times: StackTimes, twice: tuple[float, ...], shape: ModelShape) -> HeldOutError:
+def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> PanelRequest:
+    return PanelRequest(
+        directories=tuple(str(stack.directory) for stack in stacks),
+        precision=ruler.precision,
+        threads=checked_threads(ruler.threads or ruler.profile.threads),
+        device=ruler.profile.device,
+        workload=ruler.workload,
+        seconds=seconds,
+    )
+
+
+def _held_out(costs: PhaseCosts, times: StackTimes, again: tuple[float, ...], shape: ModelShape) -> HeldOutError:
     base, *measured = times.seconds[costs.phase]
     layers = times.layers[1:]
     # The table's own scale may be of another hour: what it says of the base is what was measured of it here.
     scale = base / costs.seconds(times.layers[0])
-    errors = sorted(
-        abs(scale * costs.seconds(stack) / seconds - 1.0) for stack, seconds in zip(layers, measured, strict=True)
-    )
+    signed = [scale * costs.seconds(stack) / seconds - 1.0 for stack, seconds in zip(layers, measured, strict=True)]
+    errors = sorted(map(abs, signed))
     dense = _bytes_read(shape, times.layers[0])
     by_bytes = [
         abs(base * _bytes_read(shape, stack) / dense / seconds - 1.0)
@@ -179,7 +215,8 @@ def _held_out(costs: PhaseCosts, times: StackTimes, twice: tuple[float, ...], sh
         p95=errors[min(len(errors) - 1, round(0.95 * (len(errors) - 1)))],
         worst=errors[-1],
         bytes_mean=sum(by_bytes) / len(by_bytes),
-        noise=abs(twice[1] / twice[0] - 1.0),
+        noise=fmean(abs(seconds / again[0] - 1.0) for seconds in again[1:]),
+        errors=tuple(round(error, 4) for error in signed),
     )
 
 

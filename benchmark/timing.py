@@ -73,7 +73,7 @@ def time_session(session: Session | Pipeline, workload: Workload, *, repeats: in
     ttft: list[float] = []
     itl: list[float] = []
     wanted = repeats
-    with _no_collection():
+    with no_collection():
         while wanted is None or len(ttft) < wanted:
             marks = generate(session, prompt, workload.new_tokens)
             if wanted is None:
@@ -88,7 +88,7 @@ def _repeats(once_s: float, least: int) -> int:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No garbage collection while timing; it would land in some token's latency."""
     gc.collect()
     gc.disable()

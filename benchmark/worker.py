@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -136,7 +137,11 @@ def _versions(request: Request) -> dict[str, str]:
     from prune_export.benchmark.runtimes import find_model
 
     runtime = find_model(Path(request.directory)).runtime
-    packages = [*runtime.packages, *([runtime.pipeline_package] if request.through == "genai" else [])]
+    return versions_of([*runtime.packages, *([runtime.pipeline_package] if request.through == "genai" else [])])
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Package name to version, Python's own included."""
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from prune_export.benchmark.kit import PrecisionTable, measured_precision, profile_of
+from prune_export.benchmark.kit import BUDGET_S, PrecisionTable, measured_precision, profile_of
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
@@ -26,7 +26,6 @@ from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
 HELD_OUT = 20
-_ROUNDS = 3
 
 
 def measure_profile(
@@ -38,6 +37,7 @@ def measure_profile(
     workload: Workload,
     threads: int = 0,
     held_out: int = HELD_OUT,
+    budget_s: float = BUDGET_S,
     seed: int = 42,
     work: Path | None = None,
     progress: Progress | None = None,
@@ -54,6 +54,7 @@ def measure_profile(
         workload: what is timed.
         threads: of the runtime; 0 takes the profile's.
         held_out: heterogeneous models that the table is checked on, each measured whole; 0 for none.
+        budget_s: for the table of one precision, building included.
         seed: of random weights and held-out models.
         work: where stacks are built; a temporary directory unless given.
         progress: where progress goes.
@@ -68,7 +69,15 @@ def measure_profile(
     others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
     tables: list[PrecisionTable] = []
     for precision in precisions:
-        ruler = Ruler(profile, fitted, precision, checked_threads(threads or profile.threads), _ROUNDS, report, True)
+        ruler = Ruler(
+            profile,
+            fitted,
+            precision,
+            checked_threads(threads or profile.threads),
+            budget_s=budget_s,
+            progress=report,
+            discard=True,
+        )
         with tempfile.TemporaryDirectory(dir=work, prefix="stacks-") as folder:
             shallow = shape.with_layers(shape.layers[: table_depth(shape, precision)])
             wanted = list(designs(shallow, multiple, finer=True))

@@ -124,7 +124,8 @@ class HeldOutError:
         models: heterogeneous models of the same dimensions, measured whole.
         mean, p95, worst: of the table's errors over them.
         bytes_mean: mean error of the one-parameter baseline, time in proportion to the bytes of the weights read.
-        noise: |second / first - 1| of a model that was measured twice: no table can be better than the ruler.
+        noise: mean |second / first - 1| of a model beside copies of itself: no table can be better than the ruler.
+        errors: predicted / measured - 1 of each model, in the order of their making.
     """
 
     phase: Phase
@@ -135,6 +136,7 @@ class HeldOutError:
     worst: float
     bytes_mean: float
     noise: float
+    errors: tuple[float, ...] = field(default=(), metadata=SPARSE)
 
 
 @dataclass(frozen=True)

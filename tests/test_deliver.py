@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 
 from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.runtimes import find_model
 from prune_export.deliver import deliver
 from prune_export.delivery import bench, ir_checks, workshop
@@ -60,12 +61,19 @@ def fake_measure_together(
     return results
 
 
+def fake_panel(request: PanelRequest) -> PanelReply:
+    """The same device, asked turn by turn."""
+    weights = [find_model(Path(directory)).weights_bytes for directory in request.directories]
+    seconds = [FIXED_S + PER_BYTE_S * size for size in weights]
+    return PanelReply(tuple((10 * each,) for each in seconds), tuple((each,) for each in seconds))
+
+
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated device; to save seconds, IRs run in this process and no other budgets are looked at."""
     monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "run_panel", fake_panel)
     monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
 
 
@@ -163,7 +171,7 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
         return measured
 
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "run_panel", fake_panel)
     undisturbed = deliver(request_).manifest
     monkeypatch.setattr(bench, "measure_together", disturbed)
     manifest = deliver(replace(request_, force=True)).manifest
@@ -502,8 +510,15 @@ def test_a_killed_run_resumes_to_the_same_plan_without_repeating_work(
         return [replace(item, itl_s=tuple(value * factor for value in item.itl_s))
                 for item, factor in zip(measured, factors, strict=True)]  # fmt: skip
 
+    def noisy_panel(request: PanelRequest) -> PanelReply:
+        found = fake_panel(request)
+        factors = (1 + 0.1 * random.standard_normal(len(found.tpot_s))).tolist()
+        return replace(
+            found, tpot_s=tuple((turns[0] * factor,) for turns, factor in zip(found.tpot_s, factors, strict=True))
+        )
+
     monkeypatch.setattr(bench, "measure_together", noisy)
-    monkeypatch.setattr(stacks, "measure_together", noisy)
+    monkeypatch.setattr(stacks, "run_panel", noisy_panel)
     chosen: dict[str, str] = {}
 
     class Stopping(_Interrupting):
@@ -557,7 +572,7 @@ def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Pa
 
 def test_the_report_stands_alone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "run_panel", fake_panel)
     delivery: Delivery = deliver(request_)
     page = (delivery.directory / "report.html").read_text(encoding="utf8")
     assert "met: measured tpot p90" in page

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from prune_export import cli
 from prune_export.benchmark import kit as kits
 from prune_export.benchmark import stacks
 from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
-from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.delivery import stacks as delivery_stacks
 from prune_export.delivery.kit import pack_kit
 from prune_export.delivery.profiling import measure_profile
 from prune_export.errors import BadInputError
-from prune_export.manifest import Measurement
 from prune_export.profiles import DeviceMatch, load_profile, to_toml
 from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
@@ -41,28 +39,20 @@ def shape(checkpoint: Path) -> ModelShape:
     return model_shape(load_config(checkpoint))
 
 
-def by_bytes(subjects: Sequence[Subject], *, rounds: int, workload: Workload, **_: Any) -> list[Measurement]:
+def by_bytes(request: PanelRequest) -> PanelReply:
     """A device whose tokens take a fixed time and a time for each byte of the weights."""
-    found = []
-    for subject in subjects:
-        (weights,) = (path.stat().st_size for path in subject.directory.glob("*") if path.suffix in (".bin", ".data"))
-        seconds = 1e-3 + 1e-8 * weights
-        found.append(
-            Measurement(
-                artifact="", profile="host", host={}, runtime="openvino", precision=subject.precision, threads=1,
-                workload=workload, ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * 3,
-                load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=0, rss_rise_bytes=0,
-                versions={"openvino": "1"},
-            )
-        )  # fmt: skip
-    return found
+    seconds = []
+    for directory in map(Path, request.directories):
+        (weights,) = (path.stat().st_size for path in directory.glob("*") if path.suffix in (".bin", ".data"))
+        seconds.append(1e-3 + 1e-8 * weights)
+    return PanelReply(tuple((10 * each,) for each in seconds), tuple((each,) for each in seconds), {"openvino": "1"})
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_a_profile_is_measured_checked_and_read_back(
     shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
-    monkeypatch.setattr(stacks, "measure_together", by_bytes)
+    monkeypatch.setattr(stacks, "run_panel", by_bytes)
     monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
     found = measure_profile(
         shape, replace(HOST, runtime=runtime, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
@@ -95,11 +85,11 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
     monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda: 1)
     seen: list[tuple[str, ...]] = []
 
-    def watched(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
-        seen.append(tuple(subject.directory.name for subject in subjects))
-        return by_bytes(subjects, **settings)
+    def watched(request: PanelRequest) -> PanelReply:
+        seen.append(tuple(Path(directory).name for directory in request.directories))
+        return by_bytes(request)
 
-    monkeypatch.setattr(stacks, "measure_together", watched)
+    monkeypatch.setattr(stacks, "run_panel", watched)
     monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
     found = measure_profile(
         shape, replace(HOST, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
@@ -107,9 +97,10 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
     assert seen[0][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
-    fitted = [names for names in seen if not any("held-out" in name for name in names)][:-1]
-    assert sum("dense" in names for names in fitted) == 1, "the whole model once, to continue the slopes to"
-    assert seen[-1] == ("dense", "held-out-model-1", "held-out-model-2", "held-out-model-3")
+    fitted = [names for names in seen if names[0] == "base"]
+    assert sum("dense" in names for names in fitted) == 2, "the whole model in two processes, to continue the slopes to"
+    assert seen[-4] == ("dense", "held-out-model-1", "held-out-model-2", "held-out-model-3")
+    assert seen[-1] == ("dense",) * 5, "beside itself, for the noise"
     assert found.latency_table is not None
     assert found.latency_table.record is not None
     # Constants beside the weights differ between depths: a few kilobytes, of models of half a megabyte.
@@ -141,7 +132,7 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     for name in TORCH:
         (blocked / f"{name}.py").write_text("raise ImportError('not installed')")
     paths = [str(blocked), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = ["profile", "measure", "--kit", str(kit), "-o", str(box), "--threads", "1", "--quiet"]
+    command = ["profile", "measure", "--kit", str(kit), "-o", str(box), "--threads", "1", "--quiet", "--budget", "3s"]
     code = f"import sys; from prune_export.cli import main; sys.exit(main({command!r}))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": os.pathsep.join(paths)}
@@ -212,6 +203,7 @@ def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_pat
         (["--kit", "kit", "-o", "box.toml", "--precision", "fp32"], "--precision: the kit decides this"),
         (["--model", "reference", "-o", "box.toml", "--precision", "int9"], '--precision "int9" is not one of'),
         (["--model", "reference", "-o", "box.toml", "--held-out", "-1"], "--held-out -1 must be at least 0"),
+        (["--model", "reference", "-o", "box.toml", "--budget", "9"], '--budget "9"'),
     ],
 )
 def test_bad_requests_are_one_line(

@@ -12,7 +12,7 @@ import openvino
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_deliver import fake_measure_together  # type: ignore[import-not-found]
+from test_deliver import fake_measure_together, fake_panel  # type: ignore[import-not-found]
 
 from prune_export import api, cli
 from prune_export.benchmark import stacks
@@ -45,7 +45,7 @@ TWO_FOUR = Sparsity(Pattern(0.5, 2, 4))
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "measure_together", fake_measure_together)
+    monkeypatch.setattr(stacks, "run_panel", fake_panel)
     monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
 
 

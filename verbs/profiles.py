@@ -10,6 +10,7 @@ from prune_export.errors import BadInputError
 from prune_export.formats import PRECISIONS
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
+from prune_export.units import parse_duration
 from prune_export.verbs.command import limit_torch
 from prune_export.verbs.options import requested_workload
 
@@ -28,6 +29,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--kit", type=Path, metavar="DIR", help="what `prune-export kit` made; needs no torch")
     group.add_argument("--device", dest="base", default="host", help="profile to start from (default host)")
     group.add_argument("--held-out", type=int, metavar="N", help="models that the table is checked on (default 20)")
+    group.add_argument("--budget", default="9min", metavar="9min", help="for the table of one precision (default 9min)")
     group.add_argument("-o", "--output", type=Path, metavar="FILE.toml")
     _add_measured(group)
 
@@ -87,6 +89,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     if (arguments.model is None) == (arguments.kit is None):
         raise BadInputError("profile measure needs --model DIR or --kit DIR")
     output = _output(arguments)
+    budget = parse_duration(arguments.budget, what="--budget")
     from prune_export.benchmark.kit import error_table, measure_kit
     from prune_export.files import write_whole
     from prune_export.profiles.load import load_profile
@@ -97,7 +100,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     base = replace(base, runtime=arguments.runtime or base.runtime)
     if arguments.kit is not None:
         _refuse_for_kit(arguments)
-        profile = measure_kit(arguments.kit, base, name=output.stem, threads=arguments.threads, progress=progress)
+        profile = measure_kit(
+            arguments.kit, base, name=output.stem, threads=arguments.threads, budget_s=budget, progress=progress
+        )
     else:
         from prune_export.delivery.profiling import HELD_OUT, measure_profile
 
@@ -109,6 +114,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             workload=requested_workload(arguments),
             threads=arguments.threads,
             held_out=HELD_OUT if arguments.held_out is None else _count(arguments.held_out),
+            budget_s=budget,
             seed=arguments.seed,
             progress=progress,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from prune_export.benchmark import stacks
 from prune_export.benchmark.bandwidth import read_bandwidth
-from prune_export.benchmark.measure import Subject
-from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, held_out_errors, time_stacks
-from prune_export.manifest import Measurement
+from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
+from prune_export.benchmark.process import run_panel
+from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, held_out_errors, midmean, time_stacks
+from prune_export.errors import BadInputError
 from prune_export.profiles import load_profile
 from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
@@ -33,21 +35,22 @@ def smaller(heads: int, width: int) -> tuple[LayerShape, ...]:
 
 
 @pytest.fixture
-def drifting(monkeypatch: pytest.MonkeyPatch, make_measurement: Callable[..., Measurement]) -> list[int]:
-    """A device that is up to twice as slow from call to call; directories are named after their layers' cost."""
-    calls: list[int] = []
+def drifting(monkeypatch: pytest.MonkeyPatch) -> list[PanelRequest]:
+    """A device that is up to twice as slow from turn to turn; directories are named after their layers' cost."""
+    calls: list[PanelRequest] = []
     random = np.random.default_rng(0)
 
-    def fake(subjects: Sequence[Subject], *, rounds: int, **_: Any) -> list[Measurement]:
-        calls.append(len(subjects))
-        slow = 1.0 + random.random(rounds)
-        found = []
-        for subject in subjects:
-            took = [float(subject.directory.name) * factor for factor in slow]
-            found.append(make_measurement(tuple(10 * value for value in took), tuple(took), rounds=rounds))
-        return found
+    def fake(request: PanelRequest) -> PanelReply:
+        calls.append(request)
+        slow = 1.0 + random.random(5)
+        tpot = [[float(Path(name).name) * factor for factor in slow] for name in request.directories]
+        return PanelReply(
+            tuple(tuple(10 * value for value in turns) for turns in tpot),
+            tuple(tuple(turns) for turns in tpot),
+            {"openvino": "1"},
+        )
 
-    monkeypatch.setattr(stacks, "measure_together", fake)
+    monkeypatch.setattr(stacks, "run_panel", fake)
     return calls
 
 
@@ -61,10 +64,13 @@ def fitted_stacks() -> list[ExportedStack]:
     return [stack(layers) for layers in (gone, bare, smaller(2, 128), smaller(1, 256), smaller(2, 64))]
 
 
-def test_drift_between_groups_changes_nothing(drifting: list[int]) -> None:
+def test_drift_from_turn_to_turn_changes_nothing(drifting: list[PanelRequest]) -> None:
     times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
-    assert drifting == [4, 3]  # three beside the base, then two
+    # Four beside the base, then one, each twice; the time for each stack is that of the ruler.
+    assert [len(call.directories) for call in drifting] == [5, 5, 2, 2]
+    assert [call.seconds for call in drifting] == [5 * RULER.seconds] * 2 + [2 * RULER.seconds] * 2
     assert times.measurements == 2 * 7
+    assert times.versions == {"openvino": "1"}
     scale = times.seconds["decode"][0] / seconds(DENSE)
     assert 1.0 < scale < 2.0
     for layers, found in zip(times.layers, times.seconds["decode"], strict=True):
@@ -72,7 +78,7 @@ def test_drift_between_groups_changes_nothing(drifting: list[int]) -> None:
     assert times.seconds["prefill"][2] == pytest.approx(10 * times.seconds["decode"][2])
 
 
-def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[int]) -> None:
+def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[PanelRequest]) -> None:
     times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
     others = [stack((LayerShape(2, 1, 200), LayerShape(0, 0, 96), *DENSE[2:])), stack(smaller(1, 96))]
     found = held_out_errors(times.costs("int8"), stack(DENSE), others, SHAPE, RULER, total=2)
@@ -85,7 +91,7 @@ def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[int]) -> N
         assert item.noise < 1e-12
 
 
-def test_files_are_deleted_once_they_are_timed(drifting: list[int], tmp_path: Path) -> None:
+def test_files_are_deleted_once_they_are_timed(drifting: list[PanelRequest], tmp_path: Path) -> None:
     made = []
 
     def built() -> Any:
@@ -98,8 +104,40 @@ def test_files_are_deleted_once_they_are_timed(drifting: list[int], tmp_path: Pa
     base = tmp_path / "6"
     base.mkdir()
     time_stacks(ExportedStack(DENSE, base), built(), Ruler(RULER.profile, Workload(), "int8", discard=True), total=5)
-    assert made == [(1, 2), (2, 3), (3, 4), (4, 2), (5, 3)]  # never more than three beside the base
+    assert made == [(1, 2), (2, 3), (3, 4), (4, 5), (5, 2)]  # never more than four beside the base
     assert [path.name for path in tmp_path.iterdir()] == ["6"]
+
+
+def test_a_budget_is_shared_by_what_is_left(drifting: list[PanelRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(stacks.time, "monotonic", lambda: clock[0])
+
+    def built() -> Any:
+        for item in fitted_stacks():
+            clock[0] += 3.0  # to build it
+            yield item
+
+    time_stacks(stack(DENSE), built(), replace(RULER, budget_s=100.0), total=5)
+    # After four stacks 12 s are gone and one more will take 3: 85 s for two groups in two processes each.
+    assert [call.seconds for call in drifting] == [85 / 4] * 2 + [85 / 2] * 2
+
+
+def test_the_middle_half_is_averaged() -> None:
+    assert midmean([1.0, 2.0, 3.0, 100.0]) == 2.5
+    assert midmean([3.0, 1.0]) == 2.0
+    assert midmean(list(range(8))) == 3.5
+
+
+def test_a_panel_times_its_models_turn_by_turn(tiny_ir: Path) -> None:
+    work = Workload(prompt_tokens=8, new_tokens=4)
+    found = run_panel(PanelRequest((str(tiny_ir),) * 3, "fp32", 1, "CPU", work, 0.0))
+    assert [len(turns) for turns in (*found.ttft_s, *found.tpot_s)] == [2] * 6
+    assert min(value for turns in (*found.ttft_s, *found.tpot_s) for value in turns) > 0
+    assert "openvino" in found.versions
+    longer = run_panel(PanelRequest((str(tiny_ir),), "fp32", 1, "CPU", work, 1.0))
+    assert len(longer.ttft_s[0]) > 2
+    with pytest.raises(BadInputError, match="gone is not a directory"):
+        run_panel(PanelRequest((str(tiny_ir / "gone"),), "fp32", 1, "CPU", work, 0.0))
 
 
 def test_bandwidth_is_that_of_memory_not_of_caches() -> None:
