@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from prune_export.delivery.bench import measured
 from prune_export.delivery.exporters import exporter_of
+from prune_export.delivery.latency import trust
 from prune_export.delivery.loop import decide
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.publish import publish
 from prune_export.delivery.request import Job, Request
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.several import driven
-from prune_export.delivery.summary import LOUD_LOSS, Delivery
+from prune_export.delivery.summary import LOUD_LOSS, Delivery, timed_metric
 from prune_export.delivery.variants import Build, build
 from prune_export.delivery.workshop import Outcome
 from prune_export.errors import InfeasibleError
@@ -95,5 +96,8 @@ def _notes(job: Job, outcome: Outcome, loss: float) -> tuple[str, ...]:
             "text"
         )
     if not job.measured:
+        metric = timed_metric(job.request.target)
+        if found := trust(job, metric, outcome.delivered.precision):
+            notes.append(f"{metric} {found}")
         notes.append(f"{job.mismatch}: run `prune-export benchmark {job.output}` there to measure it")
     return tuple(notes)

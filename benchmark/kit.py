@@ -32,7 +32,8 @@ from prune_export.target import Workload
 KIT_FILE = "kit.json"
 KIT_VERSION = 1
 BUDGET_S = 540.0  # for the table of one precision, building included
-_HELD_OUT_SHARE = 45  # of it goes to each model that the table is checked on, in each process
+ROUNDS = 3  # fresh processes a group of stacks
+_HELD_OUT_SHARE = 67  # of it goes to each model that the table is checked on, in each process
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def measure_kit(
     for part in kit.parts:
         base, *stacks = (ExportedStack(item.layers, directory / item.directory) for item in (part.base, *part.stacks))
         others = [ExportedStack(item.layers, directory / item.directory) for item in part.held_out]
-        ruler = Ruler(profile, kit.workload, part.precision, count, budget_s=budget_s, progress=report)
+        ruler = Ruler(profile, kit.workload, part.precision, count, ROUNDS, budget_s=budget_s, progress=report)
         tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=(len(stacks), len(others))))
     return profile_of(profile, table_key(kit.shape, kit.workload), tables, name=name, progress=report)
 
@@ -272,11 +273,12 @@ def _with_figures(profile: DeviceProfile, threads: int, precisions: tuple[str, .
 
 def error_table(table: LatencyTable) -> str:
     """What a table's record says of its error, in Markdown."""
-    lines = ["| precision | predicted | models | mean | p95 | worst | bytes alone, mean | same model twice |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = ["| precision | predicted | models | mean | p95 | worst | bytes alone | roofline | its ratio | noise |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
     names = {"prefill": "TTFT", "decode": "TPOT"}
     for item in table.record.held_out if table.record else ():
-        shares = (item.mean, item.p95, item.worst, item.bytes_mean, item.noise)
+        estimates = (item.bytes_mean, item.roofline_mean, item.roofline_ratio_mean)
+        shares = (item.mean, item.p95, item.worst, *estimates, item.noise)
         cells = " | ".join(f"{share:.1%}" for share in shares)
         lines.append(f"| {item.precision} | {names[item.phase]} | {item.models} | {cells} |")
     return "\n".join(lines)

@@ -23,6 +23,8 @@ _GROUP_BYTES = 2.5
 _ACTIVATION_BYTES = 4
 # Points of an MLP's curve: enough that a straight line between them follows the bend of the roofline.
 _WIDTH_STEP = 32
+# Mean relative error where it was checked: docs/devices.md, "How far predictions were off".
+CHECKED_ERROR: dict[Phase, float] = {"prefill": 0.5, "decode": 0.5}
 _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -131,6 +133,7 @@ class _Estimate:
             fixed_s=self.fixed(),
             attention=CostCurve(heads, tuple(self.attention(group * count, count) for count in heads)),
             mlp=CostCurve(widths, tuple(self.mlp(width) for width in widths)),
+            error=CHECKED_ERROR[self._phase],
         )
 
     def fixed(self) -> float:

@@ -17,8 +17,10 @@ from statistics import fmean
 
 from prune_export.benchmark.panel_worker import PanelRequest
 from prune_export.benchmark.process import run_panel
+from prune_export.benchmark.roofline import roofline_table
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.benchmark.threads import checked_threads
+from prune_export.errors import BadInputError
 from prune_export.profiles import DeviceProfile, HeldOutError, PhaseCosts
 from prune_export.profiles.latency import Phase
 from prune_export.progress import Progress
@@ -129,13 +131,17 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
             left = max(0, total - len(layers) + 1)  # to build, each as long as those before
             spare = ruler.budget_s - (time.monotonic() - begun) - left * building_s / (len(layers) - 1)
             seconds = spare / ruler.rounds / (1 + math.ceil(left / _AT_ONCE))
-        turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in range(1 + len(group))] for phase in PHASES}
-        for _ in range(ruler.rounds):
-            reply = run_panel(_request((base, *group), ruler, seconds))
+        together = (base, *group)
+        turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in together] for phase in PHASES}
+        for number in range(ruler.rounds):
+            # What is loaded first in a process was found a few percent slower: each stack gets several places.
+            shift = round(number * len(together) / ruler.rounds)
+            order = [(place + shift) % len(together) for place in range(len(together))]
+            reply = run_panel(_request([together[index] for index in order], ruler, seconds))
             for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
-                for known, new in zip(turns[phase], samples, strict=True):
-                    known.extend(new)
-            measurements += 1 + len(group)
+                for index, new in zip(order, samples, strict=True):
+                    turns[phase][index] += new
+            measurements += len(together)
             versions = reply.versions
         for phase in PHASES:
             first, *rest = turns[phase]
@@ -181,7 +187,19 @@ def held_out_errors(
     """
     times = time_stacks(base, others, ruler, total=total)
     again = time_stacks(base, [base] * _NOISE_SAMPLES, replace(ruler, discard=False, progress=None), total=1)
-    return tuple(_held_out(found, times, again.seconds[found.phase], shape) for found in costs)
+    estimates = _roofline(ruler, shape)
+    return tuple(
+        _held_out(found, times, again.seconds[found.phase], shape, estimates.get(found.phase)) for found in costs
+    )
+
+
+def _roofline(ruler: Ruler, shape: ModelShape) -> dict[Phase, PhaseCosts]:
+    """What the profile's figures alone give; nothing where they don't cover the precision."""
+    try:
+        costs = roofline_table(ruler.profile, shape, ruler.workload, (ruler.precision,)).costs
+    except BadInputError:
+        return {}
+    return {found.phase: found for found in costs}
 
 
 def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> PanelRequest:
@@ -195,7 +213,9 @@ def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> P
     )
 
 
-def _held_out(costs: PhaseCosts, times: StackTimes, again: tuple[float, ...], shape: ModelShape) -> HeldOutError:
+def _held_out(
+    costs: PhaseCosts, times: StackTimes, again: tuple[float, ...], shape: ModelShape, estimate: PhaseCosts | None
+) -> HeldOutError:
     base, *measured = times.seconds[costs.phase]
     layers = times.layers[1:]
     # The table's own scale may be of another hour: what it says of the base is what was measured of it here.
@@ -203,21 +223,26 @@ def _held_out(costs: PhaseCosts, times: StackTimes, again: tuple[float, ...], sh
     signed = [scale * costs.seconds(stack) / seconds - 1.0 for stack, seconds in zip(layers, measured, strict=True)]
     errors = sorted(map(abs, signed))
     dense = _bytes_read(shape, times.layers[0])
-    by_bytes = [
-        abs(base * _bytes_read(shape, stack) / dense / seconds - 1.0)
-        for stack, seconds in zip(layers, measured, strict=True)
-    ]
+    by_bytes = [base * _bytes_read(shape, stack) / dense for stack in layers]
+    guesses = [] if estimate is None else [estimate.seconds(stack) for stack in times.layers]
     return HeldOutError(
         phase=costs.phase,
         precision=costs.precision,
         models=len(errors),
-        mean=sum(errors) / len(errors),
+        mean=fmean(errors),
         p95=errors[min(len(errors) - 1, round(0.95 * (len(errors) - 1)))],
         worst=errors[-1],
-        bytes_mean=sum(by_bytes) / len(by_bytes),
+        bytes_mean=_mean_error(by_bytes, measured),
         noise=fmean(abs(seconds / again[0] - 1.0) for seconds in again[1:]),
         errors=tuple(round(error, 4) for error in signed),
+        roofline_mean=_mean_error(guesses[1:], measured),
+        roofline_ratio_mean=_mean_error([base * guess / guesses[0] for guess in guesses[1:]], measured),
     )
+
+
+def _mean_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean relative error; 0 where nothing was predicted."""
+    return fmean([abs(a / b - 1.0) for a, b in zip(predicted, measured, strict=True)]) if predicted else 0.0
 
 
 def _bytes_read(shape: ModelShape, layers: tuple[LayerShape, ...]) -> float:

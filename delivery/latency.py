@@ -10,7 +10,17 @@ from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.stacks import Design, build_stack, designs, refuse_mixers, table_depth
+from prune_export.errors import BadInputError
 from prune_export.profiles.latency import LatencyTable
+
+
+def trust(job: Job, metric: str, precision: str) -> str:
+    """How far latencies that were not measured can be trusted, in a sentence; empty where nothing predicts them."""
+    try:
+        table = job.profile.latency_table or roofline_table(job.profile, job.shape, job.workload, (precision,))
+        return table.trust(metric, precision=precision)
+    except BadInputError:
+        return ""
 
 
 def latency_table(job: Job, dense: Variant) -> LatencyTable:

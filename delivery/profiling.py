@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from prune_export.benchmark.kit import BUDGET_S, PrecisionTable, measured_precision, profile_of
+from prune_export.benchmark.kit import BUDGET_S, ROUNDS, PrecisionTable, measured_precision, profile_of
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
@@ -74,6 +74,7 @@ def measure_profile(
             fitted,
             precision,
             checked_threads(threads or profile.threads),
+            ROUNDS,
             budget_s=budget_s,
             progress=report,
             discard=True,

@@ -31,7 +31,7 @@ class Planned:
         dense_latency_s: the same before.
         memory_bytes: weights and full KV cache in the first precision.
         dense_memory_bytes: the same before.
-        latency_by: "measured" or "roofline": what the latency table comes from; empty without one.
+        latency_by: where the latencies come from and how far they can be trusted; empty without any.
         front: what was traded for what, where the search looks at several costs at once.
     """
 
@@ -92,7 +92,7 @@ def plan_ratios(
                 dense_latency_s=latencies[1],
                 memory_bytes=sizes[0],
                 dense_memory_bytes=sizes[1],
-                latency_by="" if table is None else table.source,
+                latency_by="" if table is None else table.trust(metric, precision=job.request.precisions[0]),
                 front=result.front,
             )
         )
@@ -125,7 +125,7 @@ def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> 
         "  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
         for row in rows
     ]
-    how = f"latency predicted by {first.latency_by} costs of the device" if first.latency_by else "no latency predicted"
+    how = f"latency {first.latency_by}" if first.latency_by else "no latency predicted"
     scored = "KL and perplexity" if divergence else "perplexity"
     return "\n".join([*lines, f"{how}; memory is weights and KV cache; {scored} on the calibration text"])
 

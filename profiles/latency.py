@@ -76,7 +76,8 @@ class PhaseCosts:
         fixed_s: embedding, final norm, LM head, sampling.
         attention: cost of one attention against its KV heads.
         mlp: cost of one MLP against its width.
-        error: mean relative error on the stacks that it was fitted to; 0 for an estimate.
+        error: mean relative error on the stacks that it was fitted to; of an estimate, on the machines where estimates
+            were checked.
     """
 
     phase: Phase
@@ -126,6 +127,8 @@ class HeldOutError:
         bytes_mean: mean error of the one-parameter baseline, time in proportion to the bytes of the weights read.
         noise: mean |second / first - 1| of a model beside copies of itself: no table can be better than the ruler.
         errors: predicted / measured - 1 of each model, in the order of their making.
+        roofline_mean: mean error of the roofline estimate that the profile gave before; 0 where it gave none.
+        roofline_ratio_mean: the same of the ratio to the dense model, which is what a speed-up is planned by.
     """
 
     phase: Phase
@@ -137,6 +140,8 @@ class HeldOutError:
     bytes_mean: float
     noise: float
     errors: tuple[float, ...] = field(default=(), metadata=SPARSE)
+    roofline_mean: float = field(default=0.0, metadata=SPARSE)
+    roofline_ratio_mean: float = field(default=0.0, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,34 @@ class LatencyTable:
         ]
         if different:
             raise BadInputError(f"the latency table was made for {', '.join(different)}: measure one for this model")
+
+    def trust(self, metric: str, *, precision: str) -> str:
+        """One sentence on how far the table's predictions of a metric were off where that is known.
+
+        Args:
+            metric: "tpot", "ttft" or "total", of which the worse of the other two is told.
+            precision: weight precision.
+
+        Raises:
+            BadInputError: precision not in the table.
+        """
+        named: dict[str, tuple[Phase, ...]] = {"ttft": ("prefill",), "tpot": ("decode",)}
+        phases = named.get(metric, ("prefill", "decode"))
+        costs = max((self.phase(phase, precision) for phase in phases), key=lambda item: item.error)
+        if self.source == "roofline":
+            return (
+                f"predicted from the device's figures alone (roofline): {costs.error:.0%} off on average where that "
+                "was checked"
+            )
+        held_out = self.record.held_out if self.record else ()
+        checked = [item for item in held_out if item.phase in phases and item.precision == precision]
+        if not checked:
+            return f"predicted by a measured table, {costs.error:.1%} off on average on what it was fitted to"
+        worst = max(checked, key=lambda item: item.mean)
+        return (
+            f"predicted by a measured table: {worst.mean:.1%} off on average, {worst.p95:.1%} at the 95th percentile, "
+            f"on {worst.models} models that it was not fitted to"
+        )
 
     def phase(self, phase: Phase, precision: str) -> PhaseCosts:
         """The costs of one phase in one precision.

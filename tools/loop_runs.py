@@ -1,12 +1,13 @@
 """Runs the closed loop for several targets and measures each delivered artifact again, in processes of its own.
 
     python tools/loop_runs.py --model reference --output DIR
-    python tools/loop_runs.py --model reference --model ./my-llama --precisions fp32,int8 --output DIR
+    python tools/loop_runs.py --model ./my-llama --device box.toml --precisions int8 --output DIR
 
-Every run leaves a JSON record in the output directory; started again, the script goes on after the last one.  It prints
+Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
 and the spread that the dense model showed between its own processes in that later measurement (the noise floor).
-A machine that does nothing else is needed.
+A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
+little calibration and held-out text, and a profile that `prune-export profile measure` made spares each run its table.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from prune_export.manifest import IR_FOLDER, Manifest
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
-from prune_export.target import Target
+from prune_export.target import Target, parse_workload
 from prune_export.units import format_duration
 
 SPEEDUPS = (1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6)
@@ -88,7 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="directory, hub id or reference; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="holds records and artifacts; resumed if it exists")
+    parser.add_argument("--device", default="host", help="host, or a profile measured here (default host)")
     parser.add_argument("--precisions", default="fp32,int8", help="that may be delivered (default fp32,int8)")
+    parser.add_argument("--speedups", default=_listed(SPEEDUPS), help=f"default {_listed(SPEEDUPS)}")
+    parser.add_argument("--shares", default=_listed(SHARES), help="limits against the fastest dense precision's figure")
+    parser.add_argument("--workload", default="prompt=512,new=128,batch=1")
+    parser.add_argument("--eval-tokens", type=int)
     parser.add_argument("--calibration-windows", type=int)
     parser.add_argument("--calibration", help="text for the search")
     parser.add_argument("--eval-text", help="held-out text")
@@ -96,25 +103,28 @@ def main() -> None:
     arguments = parser.parse_args()
     precisions = tuple(item for item in PRECISIONS if item in arguments.precisions.split(","))
     for model in arguments.model or ["reference"]:
-        folder = arguments.output / Path(model).name
+        folder = arguments.output / f"{Path(model).name}-{'-'.join(precisions)}"
+        wanted = _numbers(arguments.speedups), _numbers(arguments.shares)
         base = Request(
             model=model,
-            device="host",
+            device=arguments.device,
             target=Target("tpot", None, speedup=SPEEDUPS[0]),
+            workload=parse_workload(arguments.workload),
             precisions=precisions,
             search=SearchSettings(calibration_windows=arguments.calibration_windows),
             calibration=arguments.calibration,
             eval_text=arguments.eval_text,
+            eval_tokens=arguments.eval_tokens,
         )
-        runs = _known(folder) if arguments.table else all_runs(base, folder)
+        runs = _known(folder) if arguments.table else all_runs(base, folder, *wanted)
         print(f"\n{model}\n\n{HEAD}", *(run.row for run in runs), sep="\n", flush=True)
 
 
-def all_runs(base: Request, folder: Path) -> list[Run]:
+def all_runs(base: Request, folder: Path, speedups: Sequence[float], shares: Sequence[float]) -> list[Run]:
     """The runs of every target, those on record as they are recorded."""
     dense = dense_artifacts(base, folder / "dense")
     runs = []
-    for number, target in enumerate(targets(base, dense, folder)):
+    for number, target in enumerate(targets(base, dense, folder, speedups, shares)):
         record = folder / f"run-{number}.json"
         if not record.is_file():
             _save(record, one_run(replace(base, target=target, output=folder / f"run-{number}", force=True), dense))
@@ -123,7 +133,9 @@ def all_runs(base: Request, folder: Path) -> list[Run]:
     return runs
 
 
-def targets(base: Request, dense: Path, folder: Path) -> list[Target]:
+def targets(
+    base: Request, dense: Path, folder: Path, speedups: Sequence[float], shares: Sequence[float]
+) -> list[Target]:
     """Speed-ups, and absolute limits below the fastest dense precision's figure, which is measured once."""
     record = folder / "fastest-dense.json"
     if not record.is_file():
@@ -131,12 +143,12 @@ def targets(base: Request, dense: Path, folder: Path) -> list[Target]:
         context = context_length(dense / base.precisions[0] / MODEL_XML)
         workload = base.workload.fitted(context) if context else base.workload
         found = measure_together(
-            subjects, profile=load_profile("host"), workload=workload, rounds=ROUNDS, sample_memory=False
+            subjects, profile=load_profile(base.device), workload=workload, rounds=ROUNDS, sample_memory=False
         )
         record.write_text(json.dumps(min(item.percentile("tpot", "p90") for item in found)), encoding="utf8")
     fastest = float(json.loads(record.read_text(encoding="utf8")))
-    speedups = [Target("tpot", None, speedup=factor) for factor in SPEEDUPS]
-    return [*speedups, *(Target("tpot", fastest * share) for share in SHARES)]
+    relative = [Target("tpot", None, speedup=factor) for factor in speedups]
+    return [*relative, *(Target("tpot", fastest * share) for share in shares)]
 
 
 def one_run(request: Request, dense: Path) -> Run:
@@ -148,7 +160,7 @@ def one_run(request: Request, dense: Path) -> Run:
         return Run(str(request.target), (time.monotonic() - begun) / 60, infeasible=str(error))
     minutes = (time.monotonic() - begun) / 60
     assert request.output is not None
-    later, limit, spread = measured_again(manifest, request.output, dense)
+    later, limit, spread = measured_again(manifest, request.output, dense, request.device)
     return Run(
         target=str(request.target),
         minutes=minutes,
@@ -161,14 +173,14 @@ def one_run(request: Request, dense: Path) -> Run:
     )
 
 
-def measured_again(manifest: Manifest, output: Path, dense: Path) -> tuple[float, float, float]:
+def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -> tuple[float, float, float]:
     """Figure and limit by the loop's own rule, and the dense model's spread between processes."""
     measurement = next(item.measurement for item in manifest.candidates if item.delivered)
     assert measurement is not None
     precision = manifest.precision
     baseline, again = measure_together(
         [Subject(dense / precision, precision), Subject(output / IR_FOLDER, precision)],
-        profile=load_profile("host"),
+        profile=load_profile(device),
         workload=measurement.workload,
         rounds=ROUNDS,
         threads=measurement.threads,
@@ -185,6 +197,14 @@ def dense_artifacts(base: Request, folder: Path) -> Path:
         if not (folder / precision).is_dir():
             export(base.model, folder / precision, precision=precision, progress=Progress())
     return folder
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(item) for item in text.split(",") if item]
 
 
 def _known(folder: Path) -> list[Run]:

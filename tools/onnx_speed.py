@@ -1,10 +1,10 @@
 """Decode speed of our dense ONNX artifact beside what ONNX Runtime GenAI's model builder makes of the same checkpoint.
 
-    python tools/onnx_speed.py --model DIR --precisions fp32,int4 --rounds 5
+    python tools/onnx_speed.py --model DIR --precisions fp32,int4
 
-Both graphs run in the same session (past and present in one buffer), in fresh processes that take turns.  Prints a
-Markdown table; a ratio above 1 means that ours is faster.  `tools/random_model.py` writes checkpoints of known
-dimensions; keep the machine quiet meanwhile.
+Both graphs run in the same session (past and present in one buffer), turn by turn in one process, and in another one in
+the other order.  Prints a Markdown table; a ratio above 1 means that ours is faster.  `tools/random_model.py` writes
+checkpoints of known dimensions; keep the machine quiet meanwhile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prune_export.benchmark.run import run_benchmark
 from prune_export.benchmark.runtimes import find_model
+from prune_export.benchmark.turns import compare_turns
 from prune_export.errors import PruneExportError
 from prune_export.export.onnx_export import export_onnx
 from prune_export.profiles.load import load_profile
@@ -38,12 +38,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="dense checkpoint")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int4")
     parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each (default 5)")
+    parser.add_argument("--rounds", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--seconds", type=float, default=120, help="of each process, loading included (default 120)")
     parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
     parser.add_argument("--block", type=int, default=128, help="of our int4 weights (default 128)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the models are written (default: temporary)")
     arguments = parser.parse_args()
-    print("| precision | ours, tpot p50 | builder's | builder's / ours | our bytes | builder's bytes |")
+    print("| precision | ours, tpot | builder's | builder's / ours | our bytes | builder's bytes |")
     print("|---|---|---|---|---|---|")
     for precision in arguments.precisions.split(","):
         with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
@@ -65,20 +66,19 @@ def row(arguments: argparse.Namespace, precision: str, folder: Path) -> str:
     with progress.phase(f"running the builder in {precision}"):
         build(arguments.model, theirs, precision, folder / "cache")
     with progress.phase(f"measuring {precision}"):
-        found = run_benchmark(
+        found = compare_turns(
+            ours,
             theirs,
-            compare=ours,
             precision=precision,
             profile=load_profile("host"),
             workload=parse_workload(arguments.workload),
-            rounds=arguments.rounds,
+            processes=arguments.rounds,
             threads=arguments.threads,
+            seconds=arguments.seconds,
         )
-    for note in found.notes:
-        progress.note(f"note: {note}")
-    times = [format_duration(item.percentile("tpot", "p50")) for item in found.measurements]
+    times = [format_duration(seconds) for seconds in found.seconds]
     sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
-    return f"| {precision} | {times[1]} | {times[0]} | {found.ratios['tpot p50']} | {' | '.join(sizes)} |"
+    return f"| {precision} | {times[0]} | {times[1]} | {found} | {' | '.join(sizes)} |"
 
 
 def build(model: Path, output: Path, precision: str, cache: Path) -> None:

@@ -1,9 +1,10 @@
 """Decode speed of our dense OpenVINO IR beside what `optimum-cli export openvino` makes of the same checkpoint.
 
-    python tools/openvino_speed.py --model DIR --precisions fp32,int8,int4 --rounds 5
+    python tools/openvino_speed.py --model DIR --precisions fp32,int8,int4
 
-Both IRs run in the same session, in fresh processes that take turns.  Prints a Markdown table; a ratio above 1 means
-that ours is faster.  `tools/random_model.py` writes checkpoints of known dimensions; keep the machine quiet meanwhile.
+Both IRs run in the same session, turn by turn in one process, and in another one in the other order.  Prints a Markdown
+table; a ratio above 1 means that ours is faster.  `tools/random_model.py` writes checkpoints of known dimensions; keep
+the machine quiet meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prune_export.benchmark.run import run_benchmark
 from prune_export.benchmark.runtimes import find_model
+from prune_export.benchmark.turns import compare_turns
 from prune_export.errors import PruneExportError
 from prune_export.export.openvino_ir import export_openvino
 from prune_export.export.openvino_options import OpenVinoOptions
@@ -41,7 +42,8 @@ def main() -> None:
         "--kv-cache-precision", default="", help="of ours; optimum-cli asks for f16 (default: none, the runtime's own)"
     )
     parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each (default 5)")
+    parser.add_argument("--rounds", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--seconds", type=float, default=120, help="of each process, loading included (default 120)")
     parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the models are written (default: temporary)")
     arguments = parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> None:
         plain = Path(folder) / "fp32"
         with progress.phase("exporting"):
             export_openvino(load(arguments.model), load_tokenizer(arguments.model), plain)
-        print("| precision | ours, tpot p50 | optimum-cli's | optimum-cli's / ours | our bytes | optimum-cli's bytes |")
+        print("| precision | ours, tpot | optimum-cli's | optimum-cli's / ours | our bytes | optimum-cli's bytes |")
         print("|---|---|---|---|---|---|")
         for precision in arguments.precisions.split(","):
             print(row(arguments, precision, plain, progress), flush=True)
@@ -66,20 +68,19 @@ def row(arguments: argparse.Namespace, precision: str, plain: Path, progress: Pr
         with progress.phase(f"running optimum-cli in {precision}"):
             optimum(arguments.model, theirs, precision, arguments.group_size)
         with progress.phase(f"measuring {precision}"):
-            found = run_benchmark(
+            found = compare_turns(
+                ours,
                 theirs,
-                compare=ours,
                 precision=precision,
                 profile=load_profile("host"),
                 workload=parse_workload(arguments.workload),
-                rounds=arguments.rounds,
+                processes=arguments.rounds,
                 threads=arguments.threads,
+                seconds=arguments.seconds,
             )
         sizes = [format_bytes(find_model(item).weights_bytes) for item in (ours, theirs)]
-    for note in found.notes:
-        progress.note(f"note: {note}")
-    times = [format_duration(item.percentile("tpot", "p50")) for item in found.measurements]
-    return f"| {precision} | {times[1]} | {times[0]} | {found.ratios['tpot p50']} | {' | '.join(sizes)} |"
+    times = [format_duration(seconds) for seconds in found.seconds]
+    return f"| {precision} | {times[0]} | {times[1]} | {found} | {' | '.join(sizes)} |"
 
 
 def optimum(model: Path, output: Path, precision: str, group: int) -> None:

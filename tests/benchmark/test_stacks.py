@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune_export.benchmark import stacks
+from prune_export.benchmark import stacks, turns
 from prune_export.benchmark.bandwidth import read_bandwidth
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.process import run_panel
 from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, held_out_errors, midmean, time_stacks
+from prune_export.benchmark.turns import bootstrap, compare_turns
 from prune_export.errors import BadInputError
 from prune_export.profiles import load_profile
 from prune_export.shape import LayerShape, ModelShape
@@ -69,6 +70,10 @@ def test_drift_from_turn_to_turn_changes_nothing(drifting: list[PanelRequest]) -
     # Four beside the base, then one, each twice; the time for each stack is that of the ruler.
     assert [len(call.directories) for call in drifting] == [5, 5, 2, 2]
     assert [call.seconds for call in drifting] == [5 * RULER.seconds] * 2 + [2 * RULER.seconds] * 2
+    assert [call.directories[0] for call in drifting[:2]] == [
+        str(stack(DENSE).directory),
+        str(fitted_stacks()[1].directory),
+    ]
     assert times.measurements == 2 * 7
     assert times.versions == {"openvino": "1"}
     scale = times.seconds["decode"][0] / seconds(DENSE)
@@ -138,6 +143,34 @@ def test_a_panel_times_its_models_turn_by_turn(tiny_ir: Path) -> None:
     assert len(longer.ttft_s[0]) > 2
     with pytest.raises(BadInputError, match="gone is not a directory"):
         run_panel(PanelRequest((str(tiny_ir / "gone"),), "fp32", 1, "CPU", work, 0.0))
+
+
+def test_two_models_are_compared_in_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, orders = np.random.default_rng(0), []
+
+    def fake(request: PanelRequest) -> PanelReply:
+        """The second model takes 2% longer; what runs second is slowed down by 5%, and the machine by up to a half."""
+        names = [Path(name).name for name in request.directories]
+        orders.append(names)
+        slow = 1.0 + random.random(40) / 2
+        found = [[(1.02 if name == "b" else 1.0) * factor * (1.0 + 0.05 * place) for factor in slow]
+                 for place, name in enumerate(names)]  # fmt: skip
+        return PanelReply((), tuple(map(tuple, found)))
+
+    monkeypatch.setattr(turns, "run_panel", fake)
+    profile = load_profile("host")
+    found = compare_turns(
+        tmp_path / "a", tmp_path / "b", profile=profile, workload=Workload(), precision="int8", threads=1
+    )
+    assert orders == [["a", "b"], ["b", "a"]]
+    assert found.ratio == pytest.approx(1.02, rel=0.002)
+    low, high = found.interval
+    assert low <= found.ratio <= high
+    assert str(found).endswith("80 turns in 2 processes)")
+    values = (1 + 0.01 * random.standard_normal(400)).tolist()
+    low, high = bootstrap(values)
+    # The standard error of an interquartile mean of Gaussian values is about 1.09 s / sqrt(n) (efficiency 0.84).
+    assert (high - low) / 2 == pytest.approx(1.96 * 1.09 * 0.01 / 20, rel=0.25)
 
 
 def test_bandwidth_is_that_of_memory_not_of_caches() -> None:

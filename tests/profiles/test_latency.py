@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prune_export.errors import BadInputError
-from prune_export.profiles import CostCurve, LatencyTable, PhaseCosts, TableKey
+from prune_export.profiles import CostCurve, HeldOutError, LatencyTable, PhaseCosts, TableKey, TableRecord
 from prune_export.shape import LayerShape
 
 HEADS, WIDTHS = (1, 2, 4), (128, 256, 512)
@@ -79,3 +79,28 @@ def test_a_missing_precision_and_metric_are_named() -> None:
 def test_a_curve_that_makes_no_sense_is_refused(sizes: tuple[int, ...], seconds: tuple[float, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CostCurve(sizes, seconds)
+
+
+def test_a_table_says_how_far_it_can_be_trusted() -> None:
+    fitted = replace(TABLE, costs=(replace(PREFILL, error=0.05), replace(DECODE, error=0.01)))
+    expected = "predicted by a measured table, 5.0% off on average on what it was fitted to"
+    assert fitted.trust("total", precision="int8") == fitted.trust("ttft", precision="int8") == expected
+    assert "1.0% off" in fitted.trust("tpot", precision="int8")
+    estimate = replace(fitted, source="roofline")
+    assert estimate.trust("tpot", precision="int8") == (
+        "predicted from the device's figures alone (roofline): 1% off on average where that was checked"
+    )
+    errors = tuple(
+        HeldOutError(phase, "int8", 20, mean, p95, 0.2, 0.3, 0.01)
+        for phase, mean, p95 in (("prefill", 0.02, 0.04), ("decode", 0.03, 0.05))
+    )
+    record = TableRecord({}, {}, "2026-11-29", "openvino", 2, 30, 500.0, errors)
+    checked = replace(fitted, record=record)
+    assert checked.trust("ttft", precision="int8").startswith(
+        "predicted by a measured table: 2.0% off on average, 4.0%"
+    )
+    assert checked.trust("total", precision="int8").endswith(
+        "3.0% off on average, 5.0% at the 95th percentile, on 20 models that it was not fitted to"
+    )
+    with pytest.raises(BadInputError, match="no decode costs in int4"):
+        checked.trust("tpot", precision="int4")
