@@ -75,6 +75,7 @@ class Linears:
     fp32: list[str] = field(default_factory=list)
     _widened: dict[str, str] = field(default_factory=dict)
     _done: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    _tied: dict[str, str] = field(default_factory=dict)
 
     def apply(self, value: str, parts: Sequence[Linear], name: str, *, bits: int = 0) -> str:
         """One product for all parts, which share their input; outputs lie side by side.
@@ -107,6 +108,11 @@ class Linears:
             tied: the head uses the same table, in the head's bits; otherwise 8 bits are kept.
         """
         block = self._block(int(table.shape[1]), name) if self.scheme.bits else 0
+        if not block and tied:
+            # Stored as the head multiplies with it: with a transposed matrix it reads at nine tenths of the speed.  The
+            # runtime turns it once, when it loads the model.
+            rows = self.graph.node("Transpose", [self._head(table, name)], f"{name}/Transpose", perm=[1, 0])
+            return self.graph.node("Gather", [rows, ids], f"{name}/Gather")
         if not block:
             return self.graph.node("Gather", [self._float(f"{name}.weight", table), ids], f"{name}/Gather")
         bits = self.scheme.table_bits if tied else 8
@@ -132,8 +138,7 @@ class Linears:
             bits = self.scheme.table_bits
             weights = self._quantized(f"{name}.weight", table, bits, block)
             return self._blocks_product(value, weights, table.shape, bits, block, head)
-        weight = self._float(f"{name}.weight", table)
-        return self.graph.node("FusedMatMul", [value, weight], head, domain=MICROSOFT, transB=1)
+        return self.graph.node("MatMul", [value, self._head(table, name)], head)
 
     def _quantized_product(self, value: str, parts: Sequence[Linear], name: str, bits: int, block: int) -> str:
         given = _given(parts, name)
@@ -166,6 +171,13 @@ class Linears:
             stored = self.graph.weight(name, matrix.to(self.scheme.storage))
             self._widened[name] = self.graph.node("Cast", [stored], f"{name}/Cast", to=TensorProto.FLOAT)
         return self._widened[name]
+
+    def _head(self, table: torch.Tensor, name: str) -> str:
+        """Name of a tied table's transpose [D, V] in fp32."""
+        key = f"{name}.head"
+        if key not in self._tied:
+            self._tied[key] = self._float(f"{name}.transposed", table.t().contiguous())
+        return self._tied[key]
 
     def _quantized(self, name: str, matrix: torch.Tensor, bits: int, block: int) -> tuple[str, str, str]:
         if name not in self._done:

@@ -15,14 +15,14 @@ import pytest
 
 from prune_export import cli
 from prune_export.benchmark import kit as kits
-from prune_export.benchmark import stacks
+from prune_export.benchmark import stacks, torch_cuda_session
 from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.delivery import stacks as delivery_stacks
 from prune_export.delivery.kit import pack_kit
 from prune_export.delivery.profiling import measure_profile
 from prune_export.errors import BadInputError
-from prune_export.profiles import DeviceMatch, load_profile, to_toml
+from prune_export.profiles import DeviceMatch, host_fingerprint, load_profile, to_toml
 from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.synthetic import KNOWN_SHAPES
@@ -30,6 +30,7 @@ from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
 HOST = load_profile("host")
+WEIGHTS = (".bin", ".data", ".safetensors")
 SMALL = Workload(prompt_tokens=8, new_tokens=4)
 TORCH = ("torch", "transformers", "optimum", "nncf", "safetensors", "tokenizers")
 
@@ -43,12 +44,12 @@ def by_bytes(request: PanelRequest) -> PanelReply:
     """A device whose tokens take a fixed time and a time for each byte of the weights."""
     seconds = []
     for directory in map(Path, request.directories):
-        (weights,) = (path.stat().st_size for path in directory.glob("*") if path.suffix in (".bin", ".data"))
+        (weights,) = (path.stat().st_size for path in directory.glob("*") if path.suffix in WEIGHTS)
         seconds.append(1e-3 + 1e-8 * weights)
     return PanelReply(tuple((10 * each,) for each in seconds), tuple((each,) for each in seconds), {"openvino": "1"})
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
 def test_a_profile_is_measured_checked_and_read_back(
     shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -107,6 +108,46 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
     assert found.latency_table.record is not None
     # Constants beside the weights differ between depths: a few kilobytes, of models of half a megabyte.
     assert all(error.worst < 0.03 for error in found.latency_table.record.held_out)
+
+
+class FakeCuda:
+    """Another GPU than the built-in profile's."""
+
+    name = "NVIDIA Test 900"
+
+    def memory_bytes(self) -> int:
+        return 10**11
+
+    def bandwidth(self) -> float:
+        return 5e12
+
+    def flops(self, precision: str) -> float:
+        return {"bf16": 9e14, "fp32": 6e13}[precision]
+
+
+def test_a_profile_of_any_gpu_is_measured_whole(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "run_panel", by_bytes)
+    monkeypatch.setattr(torch_cuda_session, "DeviceCuda", FakeCuda)
+    monkeypatch.setattr(kits, "host_fingerprint", lambda: host_fingerprint() | {"gpu": FakeCuda.name})
+    base = load_profile("gpu-cuda")
+    found = measure_profile(
+        shape, base, name="box", precisions=("bf16", "fp32"), workload=SMALL, threads=1, held_out=1, work=tmp_path
+    )
+    assert found.match == DeviceMatch(processors=("NVIDIA Test 900",))
+    assert (found.memory_bytes, found.bandwidth_bytes_per_s) == (10**11, 5e12)
+    assert found.peak_flops == {"bf16": 9e14, "fp32": 6e13}
+    assert found.sources["peak_flops"].startswith("measured ")
+    assert found.sources["width_multiple"] == base.sources["width_multiple"]
+    assert found.description.startswith("NVIDIA Test 900, measured")
+    assert found.latency_table is not None
+    assert found.latency_table.record is not None
+    assert found.latency_table.record.host["gpu"] == "NVIDIA Test 900"
+    assert found.latency_table.predict(shape.layers, "tpot", precision="bf16") > 1e-3
+    monkeypatch.undo()
+    with pytest.raises(BadInputError, match="this host has no NVIDIA GPU: run it there"):
+        measure_profile(shape, base, name="box", precisions=("bf16",), workload=SMALL, threads=1, work=tmp_path)
 
 
 def test_the_depth_of_stacks_follows_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

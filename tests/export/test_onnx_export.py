@@ -170,11 +170,19 @@ def test_the_graph_has_the_fused_operators_only(llama: Exported) -> None:
     attentions = sum(1 for layer in PRUNED_LAYERS if layer.kv_heads)
     mlps = sum(1 for layer in PRUNED_LAYERS if layer.mlp_width)
     assert counts["GroupQueryAttention"] == attentions
-    assert counts["MatMul"] == 2 * attentions + 3 * mlps
+    assert counts["MatMul"] == 2 * attentions + 3 * mlps + 1
     assert counts["SkipSimplifiedLayerNormalization"] == attentions + mlps
     assert counts["SimplifiedLayerNormalization"] == 1
     assert counts["QuickGelu"] == counts["Mul"] == mlps
-    assert not {"Transpose", "Softmax", "RotaryEmbedding", "Sigmoid", "Pow", "ReduceMean"} & counts.keys()
+    assert not {"Softmax", "RotaryEmbedding", "Sigmoid", "Pow", "ReduceMean"} & counts.keys()
+
+
+def test_the_tied_table_is_turned_when_it_is_loaded_not_in_each_run(llama: Exported, tmp_path: Path) -> None:
+    assert Counter(node.op_type for node in nodes(llama.directory))["Transpose"] == 1
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.onnx")
+    onnxruntime.InferenceSession(llama.directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    assert not any(node.op_type in ("Transpose", "FusedMatMul") for node in nodes(tmp_path))
 
 
 def test_all_weights_lie_in_the_data_file_once(llama: Exported) -> None:
