@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.roofline import table_key
-from prune_export.benchmark.stacks import ExportedStack, Ruler, held_out_errors, time_stacks
+from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
 from prune_export.profiles import (

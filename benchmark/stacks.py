@@ -9,27 +9,24 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
 from prune_export.benchmark.panel_worker import PanelRequest
 from prune_export.benchmark.process import run_panel
-from prune_export.benchmark.roofline import roofline_table
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.benchmark.threads import checked_threads
-from prune_export.errors import BadInputError
-from prune_export.profiles import DeviceProfile, HeldOutError, PhaseCosts
+from prune_export.profiles import DeviceProfile, PhaseCosts
 from prune_export.profiles.latency import Phase
 from prune_export.progress import Progress
-from prune_export.shape import LayerShape, ModelShape
+from prune_export.shape import LayerShape
 from prune_export.target import Workload
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 _AT_ONCE = 4  # stacks beside the first in one process
-_NOISE_SAMPLES = 4  # copies of the base beside itself
 
 
 @dataclass(frozen=True)
@@ -114,35 +111,15 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         BadInputError: a profile that cannot be measured here, or as a session's `load`.
         PruneExportError: the worker died.
     """
-    begun = time.monotonic()
+    clock, waiting = _Clock(ruler, total), iter(others)
+    layers, measurements = [base.layers], 0
+    versions: dict[str, str] = {}
     of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
-    layers = [base.layers]
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
-    waiting, measurements, versions, building_s = iter(others), 0, {}, 0.0
-    while True:
-        asked = time.monotonic()
-        group = list(islice(waiting, _AT_ONCE))
-        building_s += time.monotonic() - asked
-        if not group:
-            break
+    while group := clock.built(waiting):
+        turns, versions = _turns((base, *group), ruler, clock.seconds(len(group)))
         layers += [stack.layers for stack in group]
-        seconds = ruler.seconds * (1 + len(group))
-        if ruler.budget_s:
-            left = max(0, total - len(layers) + 1)  # to build, each as long as those before
-            spare = ruler.budget_s - (time.monotonic() - begun) - left * building_s / (len(layers) - 1)
-            seconds = spare / ruler.rounds / (1 + math.ceil(left / _AT_ONCE))
-        together = (base, *group)
-        turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in together] for phase in PHASES}
-        for number in range(ruler.rounds):
-            # What is loaded first in a process was found a few percent slower: each stack gets several places.
-            shift = round(number * len(together) / ruler.rounds)
-            order = [(place + shift) % len(together) for place in range(len(together))]
-            reply = run_panel(_request([together[index] for index in order], ruler, seconds))
-            for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
-                for index, new in zip(order, samples, strict=True):
-                    turns[phase][index] += new
-            measurements += len(together)
-            versions = reply.versions
+        measurements += ruler.rounds * (1 + len(group))
         for phase in PHASES:
             first, *rest = turns[phase]
             of_base[phase] += first
@@ -152,11 +129,11 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
                 shutil.rmtree(stack.directory)
         if ruler.progress is not None:
             ruler.progress.update(len(layers) - 1, total, f"{len(layers) - 1} of {total} timed")
-    seconds_of: dict[Phase, tuple[float, ...]] = {}
+    seconds: dict[Phase, tuple[float, ...]] = {}
     for phase in PHASES:
         scale = midmean(of_base[phase])
-        seconds_of[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
-    return StackTimes(tuple(layers), seconds_of, measurements, versions)
+        seconds[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
+    return StackTimes(tuple(layers), seconds, measurements, versions)
 
 
 def midmean(values: Sequence[float]) -> float:
@@ -166,40 +143,57 @@ def midmean(values: Sequence[float]) -> float:
     return fmean(ordered[cut : len(ordered) - cut])
 
 
-def held_out_errors(
-    costs: Sequence[PhaseCosts],
-    base: ExportedStack,
-    others: Iterable[ExportedStack],
-    shape: ModelShape,
-    ruler: Ruler,
-    *,
-    total: int,
-) -> tuple[HeldOutError, ...]:
-    """Errors of a table on whole models that it was not fitted to, and the noise of the base against itself.
+class _Clock:
+    """Shares the time of a ruler among groups of stacks.
 
     Args:
-        costs: of both phases.
-        base: what the others are timed beside.
-        others: models to predict; as for `time_stacks`.
-        shape: the dense model, for the baseline that counts bytes.
-        ruler: how they are timed.
-        total: how many others there are.
+        ruler: with a budget or a time for each stack.
+        total: stacks in all.
     """
-    times = time_stacks(base, others, ruler, total=total)
-    again = time_stacks(base, [base] * _NOISE_SAMPLES, replace(ruler, discard=False, progress=None), total=1)
-    estimates = _roofline(ruler, shape)
-    return tuple(
-        _held_out(found, times, again.seconds[found.phase], shape, estimates.get(found.phase)) for found in costs
-    )
+
+    def __init__(self, ruler: Ruler, total: int) -> None:
+        self._ruler = ruler
+        self._left = total
+        self._built = 0
+        self._building_s = 0.0
+        self._begun = time.monotonic()
+
+    def built(self, waiting: Iterator[ExportedStack]) -> list[ExportedStack]:
+        """The next few stacks; asking for them may build them."""
+        asked = time.monotonic()
+        group = list(islice(waiting, _AT_ONCE))
+        self._building_s += time.monotonic() - asked
+        self._built += len(group)
+        self._left = max(0, self._left - len(group))
+        return group
+
+    def seconds(self, stacks: int) -> float:
+        """For a process with so many stacks beside the base."""
+        if not self._ruler.budget_s:
+            return self._ruler.seconds * (1 + stacks)
+        to_build = self._left * self._building_s / self._built
+        spare = self._ruler.budget_s - (time.monotonic() - self._begun) - to_build
+        return spare / self._ruler.rounds / (1 + math.ceil(self._left / _AT_ONCE))
 
 
-def _roofline(ruler: Ruler, shape: ModelShape) -> dict[Phase, PhaseCosts]:
-    """What the profile's figures alone give; nothing where they don't cover the precision."""
-    try:
-        costs = roofline_table(ruler.profile, shape, ruler.workload, (ruler.precision,)).costs
-    except BadInputError:
-        return {}
-    return {found.phase: found for found in costs}
+def _turns(
+    stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float
+) -> tuple[dict[Phase, list[list[float]]], dict[str, str]]:
+    """Phase to the turns of each stack, in seconds, from one process a round; and the versions of what ran.
+
+    What is loaded first in a process was found two to three percent slower, so each stack gets several places.
+    """
+    turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in stacks] for phase in PHASES}
+    versions: dict[str, str] = {}
+    for number in range(ruler.rounds):
+        shift = round(number * len(stacks) / ruler.rounds)
+        order = [(place + shift) % len(stacks) for place in range(len(stacks))]
+        reply = run_panel(_request([stacks[index] for index in order], ruler, seconds))
+        for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
+            for index, new in zip(order, samples, strict=True):
+                turns[phase][index] += new
+        versions = reply.versions
+    return turns, versions
 
 
 def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> PanelRequest:
@@ -211,42 +205,3 @@ def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> P
         workload=ruler.workload,
         seconds=seconds,
     )
-
-
-def _held_out(
-    costs: PhaseCosts, times: StackTimes, again: tuple[float, ...], shape: ModelShape, estimate: PhaseCosts | None
-) -> HeldOutError:
-    base, *measured = times.seconds[costs.phase]
-    layers = times.layers[1:]
-    # The table's own scale may be of another hour: what it says of the base is what was measured of it here.
-    scale = base / costs.seconds(times.layers[0])
-    signed = [scale * costs.seconds(stack) / seconds - 1.0 for stack, seconds in zip(layers, measured, strict=True)]
-    errors = sorted(map(abs, signed))
-    dense = _bytes_read(shape, times.layers[0])
-    by_bytes = [base * _bytes_read(shape, stack) / dense for stack in layers]
-    guesses = [] if estimate is None else [estimate.seconds(stack) for stack in times.layers]
-    return HeldOutError(
-        phase=costs.phase,
-        precision=costs.precision,
-        models=len(errors),
-        mean=fmean(errors),
-        p95=errors[min(len(errors) - 1, round(0.95 * (len(errors) - 1)))],
-        worst=errors[-1],
-        bytes_mean=_mean_error(by_bytes, measured),
-        noise=fmean(abs(seconds / again[0] - 1.0) for seconds in again[1:]),
-        errors=tuple(round(error, 4) for error in signed),
-        roofline_mean=_mean_error(guesses[1:], measured),
-        roofline_ratio_mean=_mean_error([base * guess / guesses[0] for guess in guesses[1:]], measured),
-    )
-
-
-def _mean_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean relative error; 0 where nothing was predicted."""
-    return fmean([abs(a / b - 1.0) for a, b in zip(predicted, measured, strict=True)]) if predicted else 0.0
-
-
-def _bytes_read(shape: ModelShape, layers: tuple[LayerShape, ...]) -> float:
-    """Weights that one token reads, in parameters: blocks and LM head."""
-    smaller = shape.with_layers(layers)
-    untied = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
-    return float(smaller.parameters() - untied)

@@ -48,6 +48,10 @@ def test_the_table_shows_figures_memory_and_conditions(make_measurement: Make) -
     assert "prompt=8,new=3,batch=1, 1 thread, openvino 2026.4.1, Test CPU (2 cores), profile host" in lines[5]
     unsampled = replace(make_measurement(TTFT, ITL), peak_rss_bytes=0)
     assert "memory not sampled" in text_table([unsampled])
+    on_gpu = replace(make_measurement(TTFT, ITL), peak_device_bytes=5 << 30)
+    assert "of it from loading on), 5.00 GiB on the GPU, loads in" in text_table([on_gpu])
+    assert csv_text([on_gpu]).splitlines()[1].endswith(f",{5 << 30}")
+    assert "peak_device_bytes" not in json_data([unsampled])[0]["measurement"], "only where there is one"
 
 
 def test_labels_tell_artifacts_apart(make_measurement: Make) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from prune_export.benchmark import stacks, turns
 from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.process import run_panel
-from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, held_out_errors, midmean, time_stacks
+from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, midmean, time_stacks
 from prune_export.benchmark.turns import bootstrap, compare_turns
 from prune_export.errors import BadInputError
 from prune_export.profiles import load_profile
