@@ -8,8 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from prune_export.chatter import silence_torchao
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "api", "load"]
+
+silence_torchao()  # before anything of ours imports transformers
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from prune_export import commands
-from prune_export.chatter import silence_torchao
 from prune_export.errors import BadInputError, PruneExportError, missing_package, nearest
 
 INTERRUPTED = 130
@@ -33,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    silence_torchao()
     try:
         name, rest = _split(arguments)
         command = commands.COMMANDS[name]

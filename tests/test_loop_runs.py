@@ -43,7 +43,7 @@ def test_an_interrupted_series_goes_on_and_tabulates(
         return script.Run(str(request.target), 0.5, infeasible="the smallest model takes 0.2 s")
 
     monkeypatch.setattr(script, "one_run", run)
-    tmp_path.joinpath("reference").mkdir()
+    tmp_path.joinpath("reference-fp32-int8").mkdir()
     monkeypatch.setattr(sys, "argv", ["loop_runs.py", "--output", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
         script.main()

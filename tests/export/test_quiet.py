@@ -17,8 +17,8 @@ from prune_export.export.quiet import quiet
 SCRIPT = """
 import sys
 from pathlib import Path
-from transformers import AutoTokenizer
 from prune_export.export.openvino_ir import export_openvino
+from transformers import AutoTokenizer
 from prune_export.export.parity import check_parity
 from prune_export.export.weights import compress
 from prune_export.prune.synthetic import random_model
