@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def modules(package: str) -> str:
-    folder = Path(sys.modules[package].__path__[0])
+    folder = Path(importlib.import_module(package).__path__[0])
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     assert len(names) > 3
     return "\n".join(f"import {package}.{name}" for name in names)
