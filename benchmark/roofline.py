@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from prune_export.benchmark.properties import cache_bytes
 from prune_export.errors import BadInputError
 from prune_export.profiles import CostCurve, DeviceProfile, LatencyTable, PhaseCosts, TableKey
-from prune_export.profiles.latency import Phase
+from prune_export.profiles.latency import ROOFLINE_ERRORS, Phase
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
@@ -23,8 +23,6 @@ _GROUP_BYTES = 2.5
 _ACTIVATION_BYTES = 4
 # Points of an MLP's curve: enough that a straight line between them follows the bend of the roofline.
 _WIDTH_STEP = 32
-# Mean relative error where it was checked: docs/devices.md, "How far predictions were off".
-CHECKED_ERROR: dict[Phase, float] = {"prefill": 0.5, "decode": 0.5}
 _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -133,7 +131,7 @@ class _Estimate:
             fixed_s=self.fixed(),
             attention=CostCurve(heads, tuple(self.attention(group * count, count) for count in heads)),
             mlp=CostCurve(widths, tuple(self.mlp(width) for width in widths)),
-            error=CHECKED_ERROR[self._phase],
+            error=ROOFLINE_ERRORS[self._phase][0],
         )
 
     def fixed(self) -> float:
