@@ -42,15 +42,20 @@ def open_scores(source_digest: str, calibration_digest: str, *, run: str) -> Pat
 
 
 def close_scores(run: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
-    """The run is over: takes its marker away, and deletes the oldest folders without markers above the limit."""
+    """The run is over: takes its marker away, and deletes folders without markers that the limit has no room for.
+
+    The latest come first; one that is larger than the limit alone goes, and leaves the others their room.
+    """
     for marker in _folder().glob(f"*/{_MARKER}{run}"):
         marker.unlink(missing_ok=True)
     kept = 0
     for folder in sorted(_folder().glob("*"), key=_changed, reverse=True):
         if not any(folder.glob(f"{_MARKER}*")):
-            kept += _size(folder)
-            if kept > limit_bytes:
+            size = _size(folder)
+            if kept + size > limit_bytes:
                 shutil.rmtree(folder, ignore_errors=True)
+            else:
+                kept += size
 
 
 def _folder() -> Path:

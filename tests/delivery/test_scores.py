@@ -68,6 +68,9 @@ def test_the_oldest_go_first_but_none_that_a_run_works_with(cache: Path) -> None
     assert all(folder.exists() for folder in folders)
     close_scores("c", limit_bytes=2000)
     assert [folder.exists() for folder in folders] == [True, False, True, True]
+    (folders[3] / "block").write_bytes(bytes(3000))
+    close_scores("another", limit_bytes=2000)
+    assert [folder.exists() for folder in folders] == [True, False, True, False], "the large one leaves room"
     close_scores("another", limit_bytes=0)
     assert [path / "scores" for path in cache.iterdir()] == folders[:1]
 
