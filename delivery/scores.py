@@ -16,7 +16,7 @@ from prune_export import prune
 from prune_export.delivery.places import cache_directory
 from prune_export.records import digest
 
-LIMIT_BYTES = 4 * 2**30
+LIMIT_BYTES = 16 * 2**30  # or a quarter of what is free, if that is less
 _MARKER = "used-by-"
 
 
@@ -41,11 +41,15 @@ def open_scores(source_digest: str, calibration_digest: str, *, run: str) -> Pat
     return folder / "scores"
 
 
-def close_scores(run: str, *, limit_bytes: int = LIMIT_BYTES) -> None:
+def close_scores(run: str, *, limit_bytes: int | None = None) -> None:
     """The run is over: takes its marker away, and deletes folders without markers that the limit has no room for.
 
     The latest come first; one that is larger than the limit alone goes, and leaves the others their room.
     """
+    if not _folder().is_dir():
+        return
+    if limit_bytes is None:
+        limit_bytes = min(LIMIT_BYTES, shutil.disk_usage(_folder()).free // 4)
     for marker in _folder().glob(f"*/{_MARKER}{run}"):
         marker.unlink(missing_ok=True)
     kept = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_the_oldest_go_first_but_none_that_a_run_works_with(cache: Path) -> None
     assert [folder.exists() for folder in folders] == [True, False, True, False], "the large one leaves room"
     close_scores("another", limit_bytes=0)
     assert [path / "scores" for path in cache.iterdir()] == folders[:1]
+
+
+def test_a_full_disk_keeps_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close_scores("none")  # nothing was ever kept
+    for free, kept in ((10**9, True), (3999, False)):
+        folder = open_scores("model", "text", run="run")
+        folder.mkdir(exist_ok=True)
+        (folder / "block").write_bytes(bytes(1000))
+        monkeypatch.setattr(scores.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        close_scores("run")
+        assert folder.exists() == kept
 
 
 def test_taking_scores_makes_them_the_latest(cache: Path) -> None:
