@@ -463,7 +463,7 @@ class _Interrupting(Progress):
 
 
 @pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("stride", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_interruption_at_any_phase_leaves_nothing_half_written(
     request_: Request, tmp_path: Path, stride: int
 ) -> None:

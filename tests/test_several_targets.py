@@ -79,6 +79,7 @@ def test_both_hold_and_the_harder_one_drives(request_: Request, harder: str) -> 
     assert 0.93 * manifest.limit <= manifest.figure <= manifest.limit  # and the harder one is not overdone
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("simulated")
 def test_a_dense_model_that_meets_one_of_two_is_pruned(request_: Request) -> None:  # noqa: F811
     dense = int8_memory(request_) - BASE_BYTES

@@ -170,6 +170,7 @@ def test_zeros_that_cost_the_target_are_said_after_a_second_look(
     assert slow_calls == [2, 2]
 
 
+@pytest.mark.slow  # tests/prune/test_sparsify.py has the journal
 @pytest.mark.usefixtures("simulated")
 def test_a_killed_run_goes_on_after_the_last_sparse_layer(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     keep = SparseJournal.keep
