@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-from prune_export.benchmark.panel_worker import PanelRequest
-from prune_export.benchmark.process import run_panel
+from prune_export.benchmark.process import panel_request, run_panel
 from prune_export.benchmark.table_fit import Stack, fit_costs
-from prune_export.benchmark.threads import checked_threads
 from prune_export.profiles import DeviceProfile, PhaseCosts
 from prune_export.profiles.latency import Phase
 from prune_export.progress import Progress
@@ -63,7 +62,7 @@ class Ruler:
     precision: str
     threads: int = 0
     rounds: int = 2
-    seconds: float = 6.0
+    seconds: float = 3.0
     budget_s: float = 0.0
     progress: Progress | None = None
     discard: bool = False
@@ -117,7 +116,8 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     while group := clock.built(waiting):
-        turns, versions = _turns((base, *group), ruler, clock.seconds(len(group)))
+        told = partial(_tell, ruler, len(layers) - 1, len(group), total)
+        turns, versions = _turns((base, *group), ruler, clock.seconds(len(group)), told)
         layers += [stack.layers for stack in group]
         measurements += ruler.rounds * (1 + len(group))
         for phase in PHASES:
@@ -127,13 +127,18 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         if ruler.discard:
             for stack in group:
                 shutil.rmtree(stack.directory)
-        if ruler.progress is not None:
-            ruler.progress.update(len(layers) - 1, total, f"{len(layers) - 1} of {total} timed")
     seconds: dict[Phase, tuple[float, ...]] = {}
     for phase in PHASES:
         scale = midmean(of_base[phase])
         seconds[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
     return StackTimes(tuple(layers), seconds, measurements, versions)
+
+
+def _tell(ruler: Ruler, before: int, group: int, total: int, processes: int) -> None:
+    """Reports stacks timed, those of a group by its processes done."""
+    if ruler.progress is not None:
+        done = before + group * processes / ruler.rounds
+        ruler.progress.update(done, total, f"{int(done)} of {total} timed")
 
 
 def midmean(values: Sequence[float]) -> float:
@@ -177,7 +182,7 @@ class _Clock:
 
 
 def _turns(
-    stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float
+    stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float, timed: Callable[[int], None]
 ) -> tuple[dict[Phase, list[list[float]]], dict[str, str]]:
     """Phase to the turns of each stack, in seconds, from one process a round; and the versions of what ran.
 
@@ -188,20 +193,18 @@ def _turns(
     for number in range(ruler.rounds):
         shift = round(number * len(stacks) / ruler.rounds)
         order = [(place + shift) % len(stacks) for place in range(len(stacks))]
-        reply = run_panel(_request([stacks[index] for index in order], ruler, seconds))
+        request = panel_request(
+            (stacks[index].directory for index in order),
+            profile=ruler.profile,
+            workload=ruler.workload,
+            precision=ruler.precision,
+            threads=ruler.threads,
+            seconds=seconds,
+        )
+        reply = run_panel(request)
+        timed(number + 1)
         for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
             for index, new in zip(order, samples, strict=True):
                 turns[phase][index] += new
         versions = reply.versions
     return turns, versions
-
-
-def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float) -> PanelRequest:
-    return PanelRequest(
-        directories=tuple(str(stack.directory) for stack in stacks),
-        precision=ruler.precision,
-        threads=checked_threads(ruler.threads or ruler.profile.threads),
-        device=ruler.profile.device,
-        workload=ruler.workload,
-        seconds=seconds,
-    )

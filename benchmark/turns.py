@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_export.benchmark.panel_worker import PanelRequest
-from prune_export.benchmark.process import run_panel
+from prune_export.benchmark.process import panel_request, run_panel
 from prune_export.benchmark.stacks import midmean
-from prune_export.benchmark.threads import checked_threads
 from prune_export.profiles import DeviceProfile
 from prune_export.target import Workload
 
@@ -87,16 +85,10 @@ def compare_turns(
     of_second: list[float] = []
     for number in range(processes):
         order = (first, second) if number % 2 == 0 else (second, first)
-        reply = run_panel(
-            PanelRequest(
-                directories=tuple(map(str, order)),
-                precision=precision,
-                threads=checked_threads(threads or profile.threads),
-                device=profile.device,
-                workload=workload,
-                seconds=seconds,
-            )
+        request = panel_request(
+            order, profile=profile, workload=workload, precision=precision, threads=threads, seconds=seconds
         )
+        reply = run_panel(request)
         turns = reply.tpot_s if number % 2 == 0 else reply.tpot_s[::-1]
         of_first += turns[0]
         of_second += turns[1]
