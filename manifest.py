@@ -64,6 +64,8 @@ class Measurement:
         versions: package name to version.
         options: runtime properties that the model was compiled with.
         peak_device_bytes: most memory held on a GPU, from an untimed run; 0 on a CPU.
+        turns: that a process took with others measured beside it, 1 if it ran alone: turn t of T has the repeats from
+            R t // T to R (t + 1) // T of the process's R.
     """
 
     artifact: str
@@ -82,6 +84,7 @@ class Measurement:
     versions: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)
     peak_device_bytes: int = field(default=0, metadata=SPARSE)
+    turns: int = field(default=1, metadata=SPARSE)
 
     def samples(self, metric: str) -> tuple[float, ...]:
         """Raw samples in seconds: "tpot" gives every ITL, "ttft" every TTFT, "total" end to end of each repeat."""

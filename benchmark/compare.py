@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from prune_export.manifest import Measurement, percentile
 
@@ -14,7 +15,7 @@ class PairedRatio:
     """How much longer (above 1) or shorter one artifact takes than another.
 
     Attributes:
-        per_round: ratio of each round, the two having run one after the other.
+        per_round: ratio of each round, the two having run in turns or one after the other.
     """
 
     per_round: tuple[float, ...]
@@ -45,23 +46,48 @@ class PairedRatio:
 
 def per_round(measurement: Measurement, metric: str, statistic: str) -> tuple[float, ...]:
     """A percentile of each round (process) in seconds; a round is one of `len(load_s)` equal parts of the samples."""
+    return tuple(turn for (turn,) in per_turn(measurement, metric, statistic, turns=1))
+
+
+def per_turn(
+    measurement: Measurement, metric: str, statistic: str, *, turns: int | None = None
+) -> list[tuple[float, ...]]:
+    """A percentile of each turn of each round in seconds; `turns` is the measurement's own unless told."""
     samples = measurement.samples(metric)
     rounds = len(measurement.load_s)
+    repeats = len(measurement.ttft_s) // rounds
     size = len(samples) // rounds
-    if size * rounds != len(samples):
-        raise ValueError(f"{len(samples)} samples do not divide into {rounds} rounds")
-    parts = (samples[index * size : (index + 1) * size] for index in range(rounds))
-    return tuple(percentile(part, float(statistic[1:])) for part in parts)
+    if size * rounds != len(samples) or size % repeats:
+        raise ValueError(f"{len(samples)} samples do not divide into {rounds} rounds of {repeats} repeats")
+    count = turns or measurement.turns
+    bounds = [size // repeats * (repeats * turn // count) for turn in range(count + 1)]
+    return [
+        tuple(percentile(samples[begin + low : begin + high], float(statistic[1:])) for low, high in pairwise(bounds))
+        for begin in range(0, len(samples), size)
+    ]
+
+
+def paired_figures(
+    first: Measurement, second: Measurement, metric: str, statistic: str
+) -> tuple[tuple[float, float], ...]:
+    """Of each round, the figures (first, second) in seconds of the turn whose ratio is the median one.
+
+    In a turn the two ran within a second, so a burst or a change of speed is in both figures or decides nothing.  Of an
+    even number of turns it is the one with the smaller first / second of the two in the middle.  Where one has further
+    rounds (`measure_together`), those are left out.
+    """
+    turns = first.turns if first.turns == second.turns else 1
+    ours, theirs = (per_turn(item, metric, statistic, turns=turns) for item in (first, second))
+    rounds = list(zip(ours, theirs, strict=False))
+    return tuple(
+        sorted(zip(*pair, strict=True), key=lambda figures: figures[0] / figures[1])[(turns - 1) // 2]
+        for pair in rounds
+    )
 
 
 def paired_ratio(first: Measurement, second: Measurement, metric: str, statistic: str) -> PairedRatio:
-    """Round by round, `first` divided by `second`; the two come from one `measure_together`.
-
-    Raises:
-        ValueError: they have different numbers of rounds.
-    """
-    pairs = zip(per_round(first, metric, statistic), per_round(second, metric, statistic), strict=True)
-    return PairedRatio(tuple(above / below for above, below in pairs))
+    """Round by round, `first` divided by `second` (`paired_figures`); the two come from one `measure_together`."""
+    return PairedRatio(tuple(ours / theirs for ours, theirs in paired_figures(first, second, metric, statistic)))
 
 
 def drift(baseline: Measurement, metric: str, statistic: str = "p50") -> float:

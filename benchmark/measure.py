@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prune_export.benchmark.process import run_worker
+import psutil
+
+from prune_export.benchmark.process import run_in_turns, run_worker
 from prune_export.benchmark.properties import precision_options
 from prune_export.benchmark.runtimes import RUNTIMES, find_model
 from prune_export.benchmark.threads import checked_threads
@@ -16,6 +18,8 @@ from prune_export.manifest import Measurement
 from prune_export.profiles import DeviceProfile, host_fingerprint
 from prune_export.progress import Progress
 from prune_export.target import Workload
+
+_JUDGED = 2  # subjects that further rounds are of: the baseline and what is compared with it
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,21 @@ def measure_together(
     progress: Progress | None = None,
     settled: Callable[[Sequence[Measurement]], bool] | None = None,
     most_rounds: int = 0,
+    together_bytes: int | None = None,
 ) -> list[Measurement]:
-    """Times several artifacts in turns, A B A B, so that a drifting machine hits all of them alike.
+    """Times several artifacts in turns, A B B A, so that what slows the machine slows all of them alike.
+
+    On a CPU, processes of a round that fit into memory together stand together and take turns of a fraction of a
+    second; others run one after the other.
 
     Args:
         subjects: the first is the baseline that `compare.drift` looks at.
         profile, workload, threads, sample_memory, progress: as in `measure`.
         rounds: processes for each subject.
-        settled: asked after `rounds` rounds, and after every further one, whether the samples so far are enough.
+        settled: asked after `rounds` rounds, and after every further one, whether the samples so far are enough;
+            further rounds are of the first two subjects alone.
         most_rounds: ends the further rounds.
+        together_bytes: weights, in bytes, of what may stand in memory together; None takes a quarter of what is free.
 
     Returns:
         One measurement a subject, in order, with the samples of its rounds one after the other; round r holds
@@ -103,26 +113,61 @@ def measure_together(
     """
     requests = [_request(subject, profile, workload, threads) for subject in subjects]
     sampled = [index for index, subject in enumerate(subjects) if sample_memory and subject.sample_memory]
+    groups = standing_together([subject.directory for subject in subjects], together_bytes, device=profile.device)
     replies: list[list[Reply]] = [[] for _ in subjects]
     done = 0
+    total = rounds * len(subjects) + len(sampled)
     for turn in range(max(rounds, most_rounds)):
         if turn >= rounds and (settled is None or settled(_measurements(requests, replies, profile))):
             break
-        total = len(subjects) * max(rounds, turn + 1) + len(sampled)
-        for index, request in enumerate(requests):
-            reply = run_worker(request)
-            replies[index].append(reply)
-            # Later rounds repeat as often as the first, so that the rounds' samples can be told apart.
-            requests[index] = replace(request, repeats=len(reply.ttft_s))
-            done += 1
-            _tell(progress, done, total, request)
-    total = done + len(sampled)
+        if turn == rounds:
+            groups = [pair for group in groups if (pair := [index for index in group if index < _JUDGED])]
+        total += sum(map(len, groups)) if turn >= rounds else 0
+        for group in groups:
+
+            def tell(share: float, group: Sequence[int] = group, done: int = done, total: int = total) -> None:
+                _tell(progress, done + share * len(group), total, requests[group[0]])
+
+            found = _timed([requests[index] for index in group], tell)
+            for index, reply in zip(group, found, strict=True):
+                replies[index].append(reply)
+                # Later rounds repeat as often as the first, so that the rounds' samples can be told apart.
+                requests[index] = replace(requests[index], repeats=len(reply.ttft_s))
+            done += len(group)
+            _tell(progress, done, total, requests[group[-1]])
     memory = [Reply() for _ in subjects]
     for index in sampled:
         memory[index] = run_worker(replace(requests[index], mode="memory"))
         done += 1
         _tell(progress, done, total, requests[index])
     return _measurements(requests, replies, profile, memory)
+
+
+def standing_together(directories: Sequence[Path], most_bytes: int | None, *, device: str) -> list[list[int]]:
+    """Which of several artifacts stand in memory together while they are measured: indices, in order.
+
+    Args:
+        directories: of the artifacts.
+        most_bytes: as `together_bytes` of `measure_together`.
+        device: on others than a CPU each stands alone: how much memory is free there is not known.
+    """
+    if most_bytes is None:
+        most_bytes = int(psutil.virtual_memory().available / 4)
+    groups: list[list[int]] = []
+    held = 0
+    for index, directory in enumerate(directories):
+        size = find_model(directory).weights_bytes
+        if groups and device.lower() == "cpu" and held + size <= most_bytes:
+            groups[-1].append(index)
+            held += size
+        else:
+            groups.append([index])
+            held = size
+    return groups
+
+
+def _timed(requests: Sequence[Request], tell: Callable[[float], None]) -> list[Reply]:
+    return [run_worker(requests[0])] if len(requests) == 1 else run_in_turns(requests, tell)
 
 
 def _measurements(
@@ -175,9 +220,10 @@ def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profil
         peak_device_bytes=memory.device_peak_bytes,
         versions=timed[0].versions,
         options=timed[0].options,
+        turns=timed[0].turns,
     )
 
 
-def _tell(progress: Progress | None, done: int, total: int, request: Request) -> None:
+def _tell(progress: Progress | None, done: float, total: int, request: Request) -> None:
     if progress is not None:
         progress.update(done, total, f"{Path(request.directory).name} {request.precision}")

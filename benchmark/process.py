@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from prune_export.benchmark.child import converse
+from prune_export.benchmark.child import Child, converse
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.threads import checked_threads
+from prune_export.benchmark.timing import repeats_for
 from prune_export.benchmark.worker import Reply, Request
 from prune_export.profiles import DeviceProfile
 from prune_export.records import from_json, to_json
@@ -15,6 +18,9 @@ from prune_export.target import Workload
 
 _WORKER = "prune_export.benchmark.worker"
 _PANEL = "prune_export.benchmark.panel_worker"
+# Turns of a quarter of a second, where a repeat is not longer: short against what disturbs a shared machine (seconds),
+# long against the first token after a turn of others.
+_MOST_TURNS = 6
 
 
 def run_worker(request: Request) -> Reply:
@@ -23,8 +29,56 @@ def run_worker(request: Request) -> Reply:
     Raises:
         PruneExportError: what the worker raised, or that it died; then with the last line that it printed.
     """
-    reply = converse(_WORKER, to_json(request), subject=f"measuring {request.directory}")
-    return from_json(Reply, reply, where="worker reply")
+    with _worker(request) as worker:
+        return _reply(worker)
+
+
+def turns_of(repeats: Iterable[int]) -> int:
+    """In how many turns processes that repeat so often are timed beside each other."""
+    return min(_MOST_TURNS, *repeats)
+
+
+def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None]) -> list[Reply]:
+    """Runs several requests in a fresh process each; all are loaded, then warmed up and timed in turns (`turns_of`).
+
+    Every other time the order is the other way round: what slows the machine for a second or more slows all of them
+    alike.
+
+    Args:
+        requests: to time; each one's `repeats` is kept, or chosen as a single process would.
+        tell: is told the share done.
+
+    Raises:
+        PruneExportError: as `run_worker`.
+    """
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_worker(request)) for request in requests[:1]]
+        for request in requests[1:]:  # none loads beside another
+            workers[-1].wait()
+            workers.append(stack.enter_context(_worker(request)))
+        workers[-1].wait()
+        # Warm-up once all are loaded: what waited while another was loaded is slower than what did not.
+        once_s = [worker.turn(1) for worker in workers]
+        repeats = [
+            request.repeats or repeats_for(once, request.workload.repeats)
+            for request, once in zip(requests, once_s, strict=True)
+        ]
+        turns = turns_of(repeats)
+        order = list(range(len(workers)))
+        for turn in range(turns):
+            tell(turn / turns)
+            for index in order:
+                workers[index].turn(repeats[index] * (turn + 1) // turns - repeats[index] * turn // turns)
+            order.reverse()
+        return [replace(_reply(worker), turns=turns) for worker in workers]
+
+
+def _worker(request: Request) -> Child:
+    return Child(_WORKER, to_json(request), subject=f"measuring {request.directory}")
+
+
+def _reply(worker: Child) -> Reply:
+    return from_json(Reply, worker.result(), where="worker reply")
 
 
 def panel_request(

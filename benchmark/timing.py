@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +18,8 @@ from prune_export.target import Workload
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
 _MAX_REPEATS = 100
+# Takes the seconds of a repeat, 0 before the warm-up, and gives how often to repeat now; 0: no (further) turn.
+Turn = Callable[[float], int]
 _PROMPT_SEED = 20260714
 
 
@@ -59,31 +61,51 @@ def generate(session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> li
     return marks
 
 
-def time_session(session: Session | Pipeline, workload: Workload, *, repeats: int | None) -> Samples:
+def time_session(
+    session: Session | Pipeline, workload: Workload, *, repeats: int | None, turn: Turn | None = None
+) -> Samples:
     """Warm-up, then timed repeats.
 
     Args:
         session: loaded.
         workload: what to run; its `repeats` is the least number of repeats.
-        repeats: exact number of repeats, or None to choose one that times about 1.5 s.
+        repeats: exact number of repeats, or None to choose one that times about 1.5 s; where `turn` gives turns it
+            decides.
+        turn: where others are timed in between: waits until it is this session's turn; the first one is the warm-up.
     """
     prompt = synthetic_prompt(workload, session.vocab_size)
-    for _ in range(workload.warmup):
-        generate(session, prompt, workload.new_tokens)
     ttft: list[float] = []
     itl: list[float] = []
-    wanted = repeats
+
+    def once() -> float:
+        marks = generate(session, prompt, workload.new_tokens)
+        ttft.append(marks[1] - marks[0])
+        itl.extend(later - earlier for earlier, later in pairwise(marks[1:]))
+        return marks[-1] - marks[0]
+
+    in_turns = turn is not None and turn(0.0) > 0
+    once_s = math.inf
+    for _ in range(max(workload.warmup, int(in_turns))):
+        once_s = min(once_s, once())
+    ttft.clear()
+    itl.clear()
     with no_collection():
-        while wanted is None or len(ttft) < wanted:
-            marks = generate(session, prompt, workload.new_tokens)
-            if wanted is None:
-                wanted = _repeats(marks[-1] - marks[0], workload.repeats)
-            ttft.append(marks[1] - marks[0])
-            itl += [later - earlier for earlier, later in pairwise(marks[1:])]
+        if in_turns:
+            assert turn is not None
+            while count := turn(once_s):
+                # What ran in between has the caches, and threads that waited for long sleep: a token untimed.
+                generate(session, prompt[:, :1], 1)
+                for _ in range(count):
+                    once()
+        else:
+            once_s = once()
+            for _ in range((repeats or repeats_for(once_s, workload.repeats)) - 1):
+                once()
     return Samples(tuple(ttft), tuple(itl))
 
 
-def _repeats(once_s: float, least: int) -> int:
+def repeats_for(once_s: float, least: int) -> int:
+    """How often to repeat what takes `once_s`, so that a process times about 1.5 s: at least `least`, at most 100."""
     return max(least, min(_MAX_REPEATS, math.ceil(_MIN_TIMED_S / max(once_s, 1e-9))))
 
 

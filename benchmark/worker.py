@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prune_export.benchmark.child import Report, answer
+from prune_export.benchmark.child import Parent, answer
 from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
@@ -35,7 +35,7 @@ class Request:
         device: the runtime's name of the device.
         workload: what to run.
         mode: "time", or "memory" for an untimed run.
-        repeats: exact number of timed repeats, or None to choose.
+        repeats: exact number of timed repeats, or None to choose; who gives turns decides instead.
         through: the runtime itself, or its GenAI pipeline.
     """
 
@@ -59,6 +59,7 @@ class Reply:
         device_peak_bytes: most memory held on a GPU; 0 on a CPU and in a timed run.
         options: runtime properties.
         versions: package name to version.
+        turns: that the process took with others; 1 if it ran alone.
     """
 
     load_s: float = 0.0
@@ -69,6 +70,7 @@ class Reply:
     device_peak_bytes: int = 0
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    turns: int = 1
 
 
 def main() -> int:
@@ -76,9 +78,9 @@ def main() -> int:
     return answer(_handle)
 
 
-def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
+def _handle(data: dict[str, Any], parent: Parent) -> dict[str, Any]:
     request = from_json(Request, data, where="worker request")
-    found: dict[str, Any] = to_json(_time(request) if request.mode == "time" else _memory(request))
+    found: dict[str, Any] = to_json(_time(request, parent) if request.mode == "time" else _memory(request))
     return found
 
 
@@ -102,12 +104,12 @@ def _session(request: Request) -> OpenedSession | Pipeline:
     )
 
 
-def _time(request: Request) -> Reply:
+def _time(request: Request, parent: Parent) -> Reply:
     from prune_export.benchmark.timing import time_session
 
     session = _session(request)
     session.load()
-    samples = time_session(session, request.workload, repeats=request.repeats)
+    samples = time_session(session, request.workload, repeats=request.repeats, turn=parent.wait)
     return Reply(
         load_s=session.load_s,
         ttft_s=samples.ttft_s,

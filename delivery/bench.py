@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from prune_export.benchmark.compare import drift_warning
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Subject, measure_together, standing_together
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.summary import timed_metric
@@ -15,9 +16,11 @@ from prune_export.delivery.verdict import judged as judgement
 from prune_export.manifest import Measurement
 
 ROUNDS = 3
-# While the middle rounds of a compared pair differ by more, others follow: the correction aims as close to the limit.
+# While the median of a compared pair's rounds is less certain than that of three whose quartiles are so far apart,
+# others follow: the correction aims as close to the limit.
 SPREAD = 0.03
 MOST_ROUNDS = 9
+_SMALL_BYTES = 256 << 20  # weights of artifacts that may stand in memory together whatever the model is
 
 
 def measured(
@@ -41,6 +44,8 @@ def measured(
     """
     if not job.measured:
         return list(variants)
+    # As much as the dense model in fp32 holds: a run's own limit is thrice that, and its parent holds one.
+    together = max(4 * job.shape.parameters(), _SMALL_BYTES)
     free_memory()  # what is left of exports and searches would stand beside the measured processes
     with job.progress.phase(title), job.memory.paused():
         results = measure_together(
@@ -51,16 +56,18 @@ def measured(
             threads=job.threads,
             sample_memory=sample_memory,
             progress=job.progress,
-            settled=(lambda found: _spread(job, found) <= SPREAD) if judged else None,
+            settled=(lambda found: _spread(job, found) <= _allowed(found)) if judged else None,
             most_rounds=MOST_ROUNDS if judged else rounds,
+            together_bytes=together,
         )
-    if judged and (apart := _spread(job, results)) > SPREAD:
+    if judged and (apart := _spread(job, results)) > _allowed(results):
         job.progress.note(
-            f"note: {len(results[0].load_s)} rounds still disagree by {apart:.1%} (limit {SPREAD:.0%}): the machine "
-            "is busy, figures of this phase are uncertain by as much"
+            f"note: {len(results[0].load_s)} rounds still disagree by {apart:.1%} (limit {_allowed(results):.0%}): the "
+            "machine is busy, figures of this phase are uncertain by as much"
         )
-    job.memory.add(max(result.peak_rss_bytes for result in results))
     results = [_with_peak(result, variant) for result, variant in zip(results, variants, strict=True)]
+    groups = standing_together([item.directory for item in variants], together, device=job.profile.device)
+    job.memory.add(max(sum(results[index].peak_rss_bytes for index in group) for group in groups))
     if warning := drift_warning(results[0], timed_metric(job.request.target)):
         job.progress.note(f"note: {warning}")
     return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
@@ -88,6 +95,11 @@ def spread(job: Job, baseline: Variant, variant: Variant) -> float:
 
 def _spread(job: Job, found: Sequence[Measurement]) -> float:
     return rounds_spread(job.request.target, baseline=found[0], variant=found[1])
+
+
+def _allowed(found: Sequence[Measurement]) -> float:
+    """The standard error of a median falls with the square root of the number of rounds."""
+    return SPREAD * math.sqrt(len(found[0].load_s) / ROUNDS)
 
 
 def _known_peak(variant: Variant) -> int:

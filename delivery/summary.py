@@ -102,7 +102,7 @@ def sparsity_lines(manifest: Manifest) -> list[str]:
 
 
 def _paired(manifest: Manifest, what: str) -> str:
-    """What a measured speed-up's figure and limit are: those of the deciding round."""
+    """What a measured speed-up's figure and limit are: those of the deciding turn."""
     factor, speedups = manifest.target.speedup, manifest.speedups
     assert factor is not None
     dense = manifest.limit * factor
@@ -111,7 +111,7 @@ def _paired(manifest: Manifest, what: str) -> str:
     return (
         f"\n{reached:.{_places(reached, factor)}f}x {relation} {factor:g}x, the median of {len(speedups)} paired "
         f"rounds ({min(speedups):.2f}x to {max(speedups):.2f}x): {what} {format_duration(manifest.figure)} against "
-        f"{format_duration(dense)} of dense {manifest.precision} in the same round"
+        f"{format_duration(dense)} of dense {manifest.precision} beside it"
     )
 
 

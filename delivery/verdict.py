@@ -1,15 +1,15 @@
 """Whether a measured variant meets the target.
 
 An absolute limit is compared with the variant's own percentile over all of its samples.  A speed-up is a ratio, and the
-machine drifts and has bursts: variant and baseline are compared within each round, where one ran right after the other,
-and the median round decides.  A burst in one round of either changes nothing.
+machine drifts and has bursts: variant and baseline are compared turn by turn, a fraction of a second each; the median
+turn speaks for its round (a pair of processes), and the median round decides.  A burst of either changes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prune_export.benchmark.compare import PairedRatio, paired_ratio, per_round
+from prune_export.benchmark.compare import PairedRatio, paired_figures, paired_ratio, per_round
 from prune_export.manifest import Measurement
 from prune_export.target import Target
 
@@ -19,8 +19,8 @@ class Verdict:
     """A figure and the limit that it is compared with, in the target metric's unit.
 
     Attributes:
-        figure: of the variant: over all samples, or for a speed-up in the deciding round.
-        limit: the target's, or for a speed-up the baseline's figure in the deciding round divided by the factor.
+        figure: of the variant: over all samples, or for a speed-up in the deciding turn of the deciding round.
+        limit: the target's, or for a speed-up the baseline's figure in the same turn divided by the factor.
         speedups: for a speed-up: baseline / variant of each round.
     """
 
@@ -50,11 +50,11 @@ def judged(target: Target, *, baseline: Measurement, variant: Measurement) -> Ve
     if target.speedup is None:
         assert target.limit is not None
         return Verdict(figure_of(target, variant), target.limit)
-    ratios = paired_ratio(baseline, variant, target.metric, target.statistic).per_round
+    pairs = paired_figures(baseline, variant, target.metric, target.statistic)
+    ratios = tuple(base / figure for base, figure in pairs)
     # Of an even number of rounds the slower one of the two in the middle: never better than the median.
     deciding = sorted(range(len(ratios)), key=lambda index: ratios[index])[(len(ratios) - 1) // 2]
-    figure = per_round(variant, target.metric, target.statistic)[deciding]
-    base = per_round(baseline, target.metric, target.statistic)[deciding]
+    base, figure = pairs[deciding]
     return Verdict(figure, base / target.speedup, ratios)
 
 

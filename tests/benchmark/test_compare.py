@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from prune_export.benchmark.compare import drift, drift_warning, paired_ratio, per_round
+from prune_export.benchmark.compare import drift, drift_warning, paired_figures, paired_ratio, per_round, per_turn
 from prune_export.manifest import Measurement
 
 Make = Callable[..., Measurement]
@@ -30,9 +31,28 @@ def test_the_ratio_is_taken_round_by_round(make_measurement: Make) -> None:
     assert str(found) == "0.500 (0.455 to 0.500 over 3 rounds)"
 
 
-def test_different_numbers_of_rounds_cannot_be_paired(make_measurement: Make) -> None:
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        paired_ratio(make_measurement((1.0, 2.0), (0.1, 0.2), 2), make_measurement((1.0,), (0.1,)), "ttft", "p50")
+def test_within_a_round_the_median_turn_decides(make_measurement: Make) -> None:
+    """Two rounds of three turns: in one each has a burst, the other gets half as fast after its first turn."""
+    ours = replace(make_measurement((1.0,) * 6, (0.1, 0.5, 0.1, 0.1, 0.2, 0.2), rounds=2), turns=3)
+    # Twice as many repeats: two a turn.
+    theirs = (0.2, 0.2, 0.2, 0.2, 0.9, 0.9, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4)
+    other = replace(make_measurement((1.0,) * 12, theirs, rounds=2), turns=3)
+    assert per_turn(other, "tpot", "p50") == [pytest.approx((0.2, 0.2, 0.9)), pytest.approx((0.2, 0.4, 0.4))]
+    assert paired_figures(ours, other, "tpot", "p90") == ((0.1, 0.2), (0.2, 0.4))
+    assert paired_ratio(ours, other, "tpot", "p90").per_round == pytest.approx((0.5, 0.5))
+    # Without turns the burst of a third of the samples is the 90th percentile.
+    assert paired_ratio(replace(ours, turns=1), other, "tpot", "p90").per_round[0] < 0.48
+    even = replace(make_measurement((1.0, 1.0), (0.1, 0.2)), turns=2)
+    assert paired_figures(even, replace(even, itl_s=(0.1, 0.1)), "tpot", "p50") == ((0.1, 0.1),)
+
+
+def test_rounds_that_only_one_has_are_left_out(make_measurement: Make) -> None:
+    two, one = make_measurement((1.0, 2.0), (0.1, 0.2), 2), make_measurement((2.0,), (0.1,))
+    assert paired_ratio(two, one, "ttft", "p50").per_round == (0.5,)
+    assert paired_ratio(one, two, "ttft", "p50").per_round == (2.0,)
+
+
+def test_samples_that_do_not_divide_into_rounds_are_refused(make_measurement: Make) -> None:
     with pytest.raises(ValueError, match="do not divide into 2 rounds"):
         per_round(make_measurement((1.0, 2.0, 3.0), (0.1, 0.2, 0.3), 2), "ttft", "p50")
 

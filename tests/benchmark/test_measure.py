@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,9 +14,9 @@ import pytest
 
 from prune_export.benchmark import process
 from prune_export.benchmark.child import converse
-from prune_export.benchmark.measure import Subject, measure, measure_together
+from prune_export.benchmark.measure import Subject, measure, measure_together, standing_together
 from prune_export.benchmark.memory import watch_memory
-from prune_export.benchmark.process import run_worker
+from prune_export.benchmark.process import run_in_turns, run_worker
 from prune_export.benchmark.worker import Reply, Request
 from prune_export.errors import BadInputError, PruneExportError
 from prune_export.manifest import Measurement
@@ -43,7 +44,9 @@ def test_an_artifact_is_measured_with_all_its_samples(tiny_ir: Path) -> None:
     assert (found.threads, found.profile, found.host) == (1, "host", host_fingerprint())
 
 
-def test_artifacts_are_measured_in_turns(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_that_do_not_fit_together_run_one_after_the_other(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Request] = []
 
     def pretend(request: Request) -> Reply:
@@ -59,7 +62,12 @@ def test_artifacts_are_measured_in_turns(tiny_ir: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("prune_export.benchmark.measure.run_worker", pretend)
     first, second = measure_together(
-        [Subject(tiny_ir, "fp32"), Subject(tiny_ir, "int8")], profile=HOST, workload=WORKLOAD, rounds=2, threads=1
+        [Subject(tiny_ir, "fp32"), Subject(tiny_ir, "int8")],
+        profile=HOST,
+        workload=WORKLOAD,
+        rounds=2,
+        threads=1,
+        together_bytes=0,
     )
     order = [(request.precision, request.mode, request.repeats) for request in asked]
     assert order == [
@@ -74,6 +82,126 @@ def test_artifacts_are_measured_in_turns(tiny_ir: Path, monkeypatch: pytest.Monk
     assert second.ttft_s == (2.0, 2.0, 4.0, 4.0)
     assert (first.load_s, second.load_s) == ((1.0, 3.0), (2.0, 4.0))
     assert (first.peak_rss_bytes, first.rss_rise_bytes, second.peak_rss_bytes) == (15, 5, 16)
+
+
+def test_artifacts_that_fit_together_take_turns(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of which two fit; later rounds repeat as often as the first."""
+    asked: list[list[tuple[str, int | None]]] = []
+
+    def reply(request: Request) -> Reply:
+        if request.mode == "memory":
+            return Reply(peak_bytes=20, before_bytes=10)
+        repeats = request.repeats or {"fp32": 3, "int8": 4, "int4": 2}[request.precision]
+        ttft_s, itl_s = (float(len(asked)),) * repeats, (0.1,) * 4 * repeats
+        return Reply(load_s=1.0, ttft_s=ttft_s, itl_s=itl_s, turns=1 if request.precision == "int4" else 3)
+
+    def one(request: Request) -> Reply:
+        if request.mode == "time":
+            asked.append([(request.precision, request.repeats)])
+        return reply(request)
+
+    def several(requests: Sequence[Request], _: Callable[[float], None]) -> list[Reply]:
+        asked.append([(request.precision, request.repeats) for request in requests])
+        return [reply(request) for request in requests]
+
+    monkeypatch.setattr("prune_export.benchmark.measure.run_worker", one)
+    monkeypatch.setattr("prune_export.benchmark.measure.run_in_turns", several)
+    subjects = [Subject(tiny_ir, precision) for precision in ("fp32", "int8", "int4")]
+    size = (tiny_ir / "openvino_model.bin").stat().st_size
+    settings = {"profile": HOST, "workload": WORKLOAD, "rounds": 2, "threads": 1}
+    found = measure_together(subjects, together_bytes=2 * size, **settings)
+    both, alone = [("fp32", None), ("int8", None)], [("int4", None)]
+    assert asked == [both, alone, [("fp32", 3), ("int8", 4)], [("int4", 2)]]
+    assert [item.ttft_s for item in found] == [
+        (1.0, 1.0, 1.0, 3.0, 3.0, 3.0),
+        (1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0),
+        (2.0, 2.0, 4.0, 4.0),
+    ]
+    assert [item.turns for item in found] == [3, 3, 1]
+
+
+def test_on_other_devices_than_a_cpu_each_stands_alone(tiny_ir: Path) -> None:
+    size = (tiny_ir / "openvino_model.bin").stat().st_size
+    three = [tiny_ir] * 3
+    assert standing_together(three, 3 * size, device="CPU") == [[0, 1, 2]]
+    assert standing_together(three, 2 * size, device="CPU") == [[0, 1], [2]]
+    assert standing_together(three, None, device="cpu") == [[0, 1, 2]]
+    assert standing_together(three, 3 * size, device="cuda") == [[0], [1], [2]]
+
+
+TURN_TAKER = """
+import json, os, sys, time
+from prune_export.benchmark.child import answer
+
+def handle(request, parent):
+    name, once = os.path.basename(request["directory"]), request["workload"]["prompt_tokens"] / 1000
+    def log(what):
+        with open(os.path.join(os.path.dirname(request["directory"]), "log"), "a") as file:
+            file.write(f"{name} {what}\\n")
+    log("load")
+    parent.wait(0.0)
+    log("warm-up")
+    done = 0
+    while count := parent.wait(once):
+        log(count)
+        done += count
+        if name == "dies":
+            sys.exit("the reason")
+    return {"load_s": 1.0, "ttft_s": [once] * done}
+
+answer(handle)
+"""
+
+
+def turn_takers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    (folder / "made_up_worker.py").write_text(TURN_TAKER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.setattr(process, "_WORKER", "made_up_worker")
+
+
+def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats of 300 ms and 200 ms: 1.5 s are 5 and 8 of them, in as many turns as the first has repeats."""
+    turn_takers(monkeypatch, tmp_path)
+    work = replace(WORKLOAD, repeats=2)
+    slow, fast = (
+        replace(request_for(tmp_path / name), workload=replace(work, prompt_tokens=once))
+        for name, once in (("slow", 300), ("fast", 200))
+    )
+    shares: list[float] = []
+    replies = run_in_turns([slow, fast], shares.append)
+    assert [len(reply.ttft_s) for reply in replies] == [5, 8]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[:4] == ["slow load", "fast load", "slow warm-up", "fast warm-up"]
+    assert lines[4:] == [
+        *("slow 1", "fast 1"),
+        *("fast 2", "slow 1"),
+        *("slow 1", "fast 1"),
+        *("fast 2", "slow 1"),
+        *("slow 1", "fast 2"),
+    ]
+    assert shares == [0.0, 0.2, 0.4, 0.6, 0.8]
+    again = run_in_turns([replace(slow, repeats=2), replace(fast, repeats=3)], lambda _: None)
+    assert [(len(reply.ttft_s), reply.turns) for reply in again] == [(2, 2), (3, 2)]
+    once = run_in_turns([replace(slow, repeats=1), replace(fast, repeats=1)], lambda _: None)
+    assert [len(reply.ttft_s) for reply in once] == [1, 1]
+
+
+def test_one_that_dies_in_its_turn_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_takers(monkeypatch, tmp_path)
+    requests = [request_for(tmp_path / name) for name in ("lives", "dies")]
+    with pytest.raises(PruneExportError, match=r"measuring .*dies: the worker process ended with exit code 1: the rea"):
+        run_in_turns(requests, lambda _: None)
+    assert not psutil.Process().children()
+
+
+def test_turns_leave_as_many_samples_as_a_process_alone(tiny_ir: Path) -> None:
+    request = replace(request_for(tiny_ir), repeats=3)
+    alone, *both = run_worker(request), *run_in_turns([request, request], lambda _: None)
+    for reply in both:
+        assert (len(reply.ttft_s), len(reply.itl_s)) == (len(alone.ttft_s), len(alone.itl_s)) == (3, 3 * 4)
+        assert min(reply.ttft_s + reply.itl_s) > 0
+        assert reply.options == alone.options
 
 
 def test_rounds_are_added_until_they_settle(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +237,28 @@ def test_rounds_are_added_until_they_settle(tiny_ir: Path, monkeypatch: pytest.M
         )
         assert (seen, len(found.load_s)) == (asked, rounds)
         assert modes == ["time"] * rounds + ["memory"]
+
+
+def test_further_rounds_are_of_the_first_two(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def several(requests: Sequence[Request], _: Callable[[float], None]) -> list[Reply]:
+        asked.append(len(requests))
+        return [Reply(load_s=1.0, ttft_s=(1.0,), itl_s=(0.1,) * 4) for _ in requests]
+
+    monkeypatch.setattr("prune_export.benchmark.measure.run_in_turns", several)
+    found = measure_together(
+        [Subject(tiny_ir, "fp32")] * 3,
+        profile=HOST,
+        workload=WORKLOAD,
+        rounds=2,
+        threads=1,
+        sample_memory=False,
+        settled=lambda found: len(found[0].load_s) == 4,
+        most_rounds=9,
+    )
+    assert asked == [3, 3, 2, 2]
+    assert [len(item.load_s) for item in found] == [4, 4, 2]
 
 
 def refusal(directory: Path, *, profile: str = "host", threads: int = 1, precision: str = "fp32") -> str:

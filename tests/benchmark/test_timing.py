@@ -73,15 +73,40 @@ def test_samples_are_counted_without_the_warm_up_and_without_garbage_collection(
     assert gc.isenabled()
 
 
+def test_turns_begin_with_a_token_that_is_not_counted() -> None:
+    """The first turn is the warm-up, the others are timed."""
+    session = Counter()
+    counts = iter((1, 2, 1, 0))
+    told: list[float] = []
+
+    def turn(once_s: float) -> int:
+        told.append(once_s)
+        return next(counts)
+
+    samples = time_session(session, Workload(2, 4, 6, warmup=2, repeats=1), repeats=9, turn=turn)
+    assert (len(samples.ttft_s), len(samples.itl_s)) == (3, 3 * 5)
+    lengths = [len(ids[0]) for kind, ids in session.calls if kind == "prefill"]
+    assert lengths == [4, 4, 1, 4, 4, 1, 4]
+    assert told[0] == 0
+    assert min(told[1:]) > 0
+
+
+def test_without_a_turn_a_session_is_timed_at_once() -> None:
+    session = Counter()
+    samples = time_session(session, Workload(1, 4, 6, warmup=1, repeats=1), repeats=3, turn=lambda _: 0)
+    assert len(samples.ttft_s) == 3
+    assert [len(ids[0]) for kind, ids in session.calls if kind == "prefill"] == [4] * 4
+
+
 @pytest.mark.parametrize(
     ("once_s", "least", "repeats"), [(0.01, 3, 100), (0.5, 1, 3), (0.4, 1, 4), (10.0, 3, 3), (0.02, 200, 200)]
 )
 def test_short_requests_are_repeated_until_a_process_times_long_enough(once_s: float, least: int, repeats: int) -> None:
     # 1.5 s by default, at most 100 repeats, at least what the workload asks for.
-    assert timing._repeats(once_s, least) == repeats
+    assert timing.repeats_for(once_s, least) == repeats
 
 
 def test_without_a_number_of_repeats_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_repeats", lambda once_s, least: least + 2)
+    monkeypatch.setattr(timing, "repeats_for", lambda once_s, least: least + 2)
     samples = time_session(Counter(), Workload(1, 4, 3, warmup=0, repeats=5), repeats=None)
     assert len(samples.ttft_s) == 7
