@@ -11,7 +11,7 @@ from prune_export.errors import BadInputError
 from prune_export.export.onnx_attention import Masks, write_attention, write_masks
 from prune_export.export.onnx_graph import MICROSOFT, Graph
 from prune_export.export.onnx_linear import Linears
-from prune_export.export.onnx_spec import Decoder, Layer, Mlp, Norm
+from prune_export.export.onnx_spec import Decoder, Layer, Linear, Mlp, Norm
 
 # An initializer that a session may replace (`add_external_initializers`): logits are computed for that many of the last
 # tokens, 0, the default, for all.
@@ -98,13 +98,22 @@ def _write_layer(stream: _Stream, layer: Layer, linears: Linears, masks: Masks, 
 
 
 def _write_mlp(graph: Graph, mlp: Mlp, linears: Linears, value: str, name: str) -> str:
-    up = linears.apply(value, [mlp.up], f"{name}.up_proj")
     if mlp.gate is None:
-        inner = _activation(graph, mlp.activation, up, name)
+        inner = _activation(graph, mlp.activation, linears.apply(value, [mlp.up], f"{name}.up_proj"), name)
     else:
-        gate = linears.apply(value, [mlp.gate], f"{name}.gate_proj")
+        gate, up = _gate_and_up(graph, mlp.gate, mlp.up, linears, value, name)
         inner = graph.node("Mul", [_activation(graph, mlp.activation, gate, name), up], f"{name}/Mul")
     return linears.apply(inner, [mlp.down], f"{name}.down_proj")
+
+
+def _gate_and_up(graph: Graph, gate: Linear, up: Linear, linears: Linears, value: str, name: str) -> tuple[str, str]:
+    """Both products; as one where weights are in blocks, since their input is rounded only once then."""
+    if not linears.scheme.bits:
+        return linears.apply(value, [gate], f"{name}.gate_proj"), linears.apply(value, [up], f"{name}.up_proj")
+    both = linears.apply(value, [gate, up], f"{name}.gate_up_proj")
+    parts = f"{name}/gate", f"{name}/up"
+    graph.node("Split", [both], f"{name}/Split", outputs=parts, axis=-1, num_outputs=2)
+    return parts
 
 
 def _activation(graph: Graph, kind: str, value: str, name: str) -> str:

@@ -26,6 +26,8 @@ from prune_export.shape import LayerShape
 
 # Widths that 128, 64, 32 and none of them divide.
 LAYERS = (*PRUNED_LAYERS, LayerShape(4, 2, 72))
+# Products of several matrices in an ONNX artifact: their block in the model and the matrices, in order.
+FUSED = {"attn.qkv_proj": ("self_attn", "qkv"), "mlp.gate_up_proj": ("mlp", ("gate", "up"))}
 
 
 def rounded_model(family: str, *, tied: bool = True, **how: Any) -> tuple[Any, RoundedWeights]:
@@ -87,11 +89,14 @@ def test_onnx_has_the_integers_and_computes_with_them(family: str, tied: bool, t
     record = export_onnx(model, None, tmp_path, precision="int4", rounded=rounded)
     found = onnx_integers(tmp_path)
     for name, matrix in rounded.matrices.items():
-        if not name.endswith(("q_proj", "k_proj", "v_proj")):
+        if name.endswith(("o_proj", "down_proj")):
             assert_equal(found.pop(name.replace("self_attn", "attn")), matrix)
-    for index in (1, 2, 4, 5):  # one product of three matrices
-        parts = [rounded.matrices[f"model.layers.{index}.self_attn.{part}_proj"] for part in "qkv"]
-        assert_equal(found.pop(f"model.layers.{index}.attn.qkv_proj"), stacked(parts))
+    for name in list(found):  # one product of several matrices
+        for fused, (block, kinds) in FUSED.items():
+            if name.endswith(fused):
+                layer = name.removesuffix(fused)
+                parts = [rounded.matrices[f"{layer}{block}.{kind}_proj"] for kind in kinds]
+                assert_equal(found.pop(name), stacked(parts))
     assert not found
     assert (record.rounding, record.block_size) == ("gptq", 128)
     assert record.smaller_blocks["model.layers.4.mlp.down_proj"] == 32
