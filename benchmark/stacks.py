@@ -50,7 +50,8 @@ class Ruler:
         workload: what is timed.
         precision: of the weights.
         threads: of the runtime.
-        rounds: fresh processes a group of stacks.
+        rounds: fresh processes a group of stacks, fewer where `most` would be exceeded.
+        most: timings of a stack in a process, in all; 0 for any number.
         seconds: for each stack and process, loading included.
         budget_s: for everything, building included, in the place of `seconds`; 0 for none.
         progress: is told the share done.
@@ -62,6 +63,7 @@ class Ruler:
     precision: str
     threads: int = 0
     rounds: int = 2
+    most: int = 0
     seconds: float = 3.0
     budget_s: float = 0.0
     progress: Progress | None = None
@@ -116,10 +118,11 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     while group := clock.built(waiting):
-        told = partial(_tell, ruler, len(layers) - 1, len(group), total)
-        turns, versions = _turns((base, *group), ruler, clock.seconds(len(group)), told)
+        rounds = clock.rounds(len(group), measurements)
+        told = partial(_tell, ruler, len(layers) - 1, len(group) / rounds, total)
+        turns, versions = _turns((base, *group), ruler, rounds, clock.seconds(len(group), rounds), told)
         layers += [stack.layers for stack in group]
-        measurements += ruler.rounds * (1 + len(group))
+        measurements += rounds * (1 + len(group))
         for phase in PHASES:
             first, *rest = turns[phase]
             of_base[phase] += first
@@ -134,10 +137,10 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     return StackTimes(tuple(layers), seconds, measurements, versions)
 
 
-def _tell(ruler: Ruler, before: int, group: int, total: int, processes: int) -> None:
-    """Reports stacks timed, those of a group by its processes done."""
+def _tell(ruler: Ruler, before: int, each: float, total: int, processes: int) -> None:
+    """Reports stacks timed, those of a group by its processes done, `each` of which counts for so many."""
     if ruler.progress is not None:
-        done = before + group * processes / ruler.rounds
+        done = before + each * processes
         ruler.progress.update(done, total, f"{int(done)} of {total} timed")
 
 
@@ -172,17 +175,24 @@ class _Clock:
         self._left = max(0, self._left - len(group))
         return group
 
-    def seconds(self, stacks: int) -> float:
-        """For a process with so many stacks beside the base."""
+    def rounds(self, stacks: int, timings: int) -> int:
+        """Processes for a group of so many stacks beside the base, after so many timings."""
+        if not self._ruler.most:
+            return self._ruler.rounds
+        wanted = 1 + stacks + self._left + math.ceil(self._left / _AT_ONCE)
+        return max(1, min(self._ruler.rounds, (self._ruler.most - timings) // wanted))
+
+    def seconds(self, stacks: int, rounds: int) -> float:
+        """For each of `rounds` processes with so many stacks beside the base."""
         if not self._ruler.budget_s:
             return self._ruler.seconds * (1 + stacks)
         to_build = self._left * self._building_s / self._built
         spare = self._ruler.budget_s - (time.monotonic() - self._begun) - to_build
-        return spare / self._ruler.rounds / (1 + math.ceil(self._left / _AT_ONCE))
+        return spare / rounds / (1 + math.ceil(self._left / _AT_ONCE))
 
 
 def _turns(
-    stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float, timed: Callable[[int], None]
+    stacks: Sequence[ExportedStack], ruler: Ruler, rounds: int, seconds: float, timed: Callable[[int], None]
 ) -> tuple[dict[Phase, list[list[float]]], dict[str, str]]:
     """Phase to the turns of each stack, in seconds, from one process a round; and the versions of what ran.
 
@@ -190,8 +200,8 @@ def _turns(
     """
     turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in stacks] for phase in PHASES}
     versions: dict[str, str] = {}
-    for number in range(ruler.rounds):
-        shift = round(number * len(stacks) / ruler.rounds)
+    for number in range(rounds):
+        shift = round(number * len(stacks) / rounds)
         order = [(place + shift) % len(stacks) for place in range(len(stacks))]
         request = panel_request(
             (stacks[index].directory for index in order),

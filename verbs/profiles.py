@@ -122,7 +122,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     assert profile.latency_table is not None
     record = profile.latency_table.record
     assert record is not None
-    print(f"measured: {output}, {record.measurements} processes in {record.seconds:.0f} s")
+    print(f"measured: {output}, {record.measurements} timings of stacks in {record.seconds:.0f} s")
     if record.held_out:
         print(f"\nErrors on models that were not fitted:\n{error_table(profile.latency_table)}")
     print(f"\nuse it: prune-export --device {output} --target-latency ...")

@@ -128,6 +128,15 @@ def test_a_budget_is_shared_by_what_is_left(drifting: list[PanelRequest], monkey
     assert [call.seconds for call in drifting] == [85 / 4] * 2 + [85 / 2] * 2
 
 
+@pytest.mark.parametrize(("most", "timings"), [(0, [3, 3]), (21, [3, 3]), (20, [2, 3]), (14, [2, 2]), (1, [1, 1])])
+def test_there_are_no_more_timings_than_asked_for(drifting: list[PanelRequest], most: int, timings: list[int]) -> None:
+    """Five stacks: four and the base in a process, then one and the base."""
+    found = time_stacks(stack(DENSE), fitted_stacks(), replace(RULER, rounds=3, most=most), total=5)
+    sizes = [len(call.directories) for call in drifting]
+    assert sizes == [5] * timings[0] + [2] * timings[1]
+    assert found.measurements == sum(sizes)
+
+
 def test_the_middle_half_is_averaged() -> None:
     assert midmean([1.0, 2.0, 3.0, 100.0]) == 2.5
     assert midmean([3.0, 1.0]) == 2.0
