@@ -1,11 +1,12 @@
 """Runs the closed loop for several targets and measures each delivered artifact again, in processes of its own.
 
     python tools/loop_runs.py --model reference --output DIR
-    python tools/loop_runs.py --model ./my-llama --device box.toml --precisions int8 --output DIR
+    python tools/loop_runs.py --model ./my-llama --device box.toml --precisions int8 --metric ttft --output DIR
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
-and the spread that the dense model showed between its own processes in that later measurement (the noise floor).
+and that measurement's noise: for a speed-up how far the quartiles of its rounds are apart, for a limit how far the dense
+model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was refused.
 A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
 little calibration and held-out text, and a profile that `prune-export profile measure` made spares each run its table.
 """
@@ -19,6 +20,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
+from typing import get_args
 
 from prune_export.api import export
 from prune_export.benchmark.artifact import context_length
@@ -26,21 +29,21 @@ from prune_export.benchmark.compare import per_round
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.deliver import deliver
 from prune_export.delivery.request import PRECISIONS, Request, SearchSettings
-from prune_export.delivery.verdict import judged
+from prune_export.delivery.verdict import figure_of, judged, rounds_spread
 from prune_export.errors import InfeasibleError
 from prune_export.export.files import MODEL_XML
 from prune_export.manifest import IR_FOLDER, Manifest
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
-from prune_export.target import Target, parse_workload
-from prune_export.units import format_duration
+from prune_export.target import Metric, Target, parse_workload
+from prune_export.units import format_bytes, format_duration
 
 SPEEDUPS = (1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHARES = (0.9, 0.75, 0.6)  # absolute limits, as shares of the fastest dense precision's figure
 ROUNDS = 5
 HEAD = (
-    "| target | limit | claimed | undershoot | measured again | its limit | over by | dense spread | minutes |\n"
+    "| target | limit | claimed | undershoot | measured again | its limit | over by | noise | minutes |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -54,33 +57,46 @@ class Run:
         minutes: how long the loop took.
         infeasible: why nothing was delivered, else empty; then the rest is 0.
         precision: of the delivered weights.
-        limit, claimed: the loop's own.
+        pruned: the delivered model is not a dense one.
+        limit, claimed: the loop's own; bytes for a target of memory.
         later, later_limit: the same of the later measurement.
-        dense_spread: (largest - smallest) / smallest of the dense model's figure over the later processes.
+        noise: of the later measurement: for a speed-up how far the quartiles of its rounds are apart, for a limit
+            (largest - smallest) / smallest of the dense model's figure over its processes; 0 for memory.
     """
 
     target: str
     minutes: float
     infeasible: str = ""
     precision: str = ""
+    pruned: bool = True
     limit: float = 0.0
     claimed: float = 0.0
     later: float = 0.0
     later_limit: float = 0.0
-    dense_spread: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def undershoot(self) -> float:
+        """Share of the limit that the claimed figure leaves unused."""
+        return 1 - self.claimed / self.limit
+
+    @property
+    def over(self) -> float:
+        """Share by which the later figure is above its limit; negative where it is below."""
+        return self.later / self.later_limit - 1
 
     @property
     def row(self) -> str:
         """A line of the table."""
         if self.infeasible:
             return f"| {self.target} | infeasible: {self.infeasible} | | | | | | | {self.minutes:.1f} |"
-        over = self.later / self.later_limit - 1
+        show = format_bytes if self.target.startswith("memory") else format_duration
         cells = (
-            f"{self.target}, {self.precision}",
-            *(format_duration(self.limit), format_duration(self.claimed), f"{1 - self.claimed / self.limit:.1%}"),
-            *(format_duration(self.later), format_duration(self.later_limit)),
-            "-" if over <= 0 else f"{over:.1%}",
-            *(f"{self.dense_spread:.1%}", f"{self.minutes:.1f}"),
+            f"{self.target}, {self.precision}{'' if self.pruned else ' dense'}",
+            *(show(self.limit), show(self.claimed), f"{self.undershoot:.1%}"),
+            *(show(self.later), show(self.later_limit)),
+            "-" if self.over <= 0 else f"{self.over:.1%}",
+            *(f"{self.noise:.1%}", f"{self.minutes:.1f}"),
         )
         return f"| {' | '.join(cells)} |"
 
@@ -92,6 +108,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="holds records and artifacts; resumed if it exists")
     parser.add_argument("--device", default="host", help="host, or a profile measured here (default host)")
     parser.add_argument("--precisions", default="fp32,int8", help="that may be delivered (default fp32,int8)")
+    parser.add_argument("--metric", default="tpot", choices=get_args(Metric)[:-1], help="that is limited (default tpot)")
     parser.add_argument("--speedups", default=_listed(SPEEDUPS), help=f"default {_listed(SPEEDUPS)}")
     parser.add_argument("--shares", default=_listed(SHARES), help="limits against the fastest dense precision's figure")
     parser.add_argument("--workload", default="prompt=512,new=128,batch=1")
@@ -102,13 +119,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     arguments = parser.parse_args()
     precisions = tuple(item for item in PRECISIONS if item in arguments.precisions.split(","))
+    metric: Metric = arguments.metric
+    everything = []
     for model in arguments.model or ["reference"]:
         folder = arguments.output / f"{Path(model).name}-{'-'.join(precisions)}"
-        wanted = _numbers(arguments.speedups), _numbers(arguments.shares)
+        speedups = _numbers(arguments.speedups) if metric != "memory" else []
         base = Request(
             model=model,
             device=arguments.device,
-            target=Target("tpot", None, speedup=SPEEDUPS[0]),
+            target=Target(metric, None, speedup=SPEEDUPS[0]),
             workload=parse_workload(arguments.workload),
             precisions=precisions,
             search=SearchSettings(calibration_windows=arguments.calibration_windows),
@@ -116,18 +135,37 @@ def main() -> None:
             eval_text=arguments.eval_text,
             eval_tokens=arguments.eval_tokens,
         )
-        runs = _known(folder) if arguments.table else all_runs(base, folder, *wanted)
+        runs = _known(folder) if arguments.table else all_runs(base, folder, speedups, _numbers(arguments.shares))
         print(f"\n{model}\n\n{HEAD}", *(run.row for run in runs), sep="\n", flush=True)
+        everything += runs
+    print(f"\n{summary(everything)}")
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """How the runs ended, those that pruned apart from the others."""
+    delivered = [run for run in runs if not run.infeasible]
+    pruned = [run for run in delivered if run.pruned]
+    counted = f"{len(pruned)} pruned, {len(delivered) - len(pruned)} dense, {len(runs) - len(delivered)} refused"
+    if not pruned:
+        return counted
+    unused = [run.undershoot for run in pruned]
+    over = [run for run in delivered if run.over > 0]
+    return (
+        f"{counted}; undershoot of the pruned: median {median(unused):.1%}, worst {max(unused):.1%}; over the limit when "
+        f"measured again: {len(over)}, beyond that measurement's noise: {sum(run.over > run.noise for run in over)}"
+    )
 
 
 def all_runs(base: Request, folder: Path, speedups: Sequence[float], shares: Sequence[float]) -> list[Run]:
     """The runs of every target, those on record as they are recorded."""
     dense = dense_artifacts(base, folder / "dense")
     runs = []
-    for number, target in enumerate(targets(base, dense, folder, speedups, shares)):
-        record = folder / f"run-{number}.json"
+    for target in targets(base, dense, folder, speedups, shares):
+        name = str(target).replace(" ", "-").replace("<=", "within")
+        record = folder / f"{name}.json"
         if not record.is_file():
-            _save(record, one_run(replace(base, target=target, output=folder / f"run-{number}", force=True), dense))
+            _save(record, one_run(replace(base, target=target, output=folder / name, force=True), dense))
+            shutil.rmtree(folder / name, ignore_errors=True)
         runs.append(_load(record))
         print(runs[-1].row, flush=True)
     return runs
@@ -137,18 +175,23 @@ def targets(
     base: Request, dense: Path, folder: Path, speedups: Sequence[float], shares: Sequence[float]
 ) -> list[Target]:
     """Speed-ups, and absolute limits below the fastest dense precision's figure, which is measured once."""
-    record = folder / "fastest-dense.json"
-    if not record.is_file():
+    aim = base.target
+    record = folder / f"dense-{aim.metric}.figure"
+    if shares and not record.is_file():
         subjects = [Subject(dense / precision, precision) for precision in base.precisions]
         context = context_length(dense / base.precisions[0] / MODEL_XML)
         workload = base.workload.fitted(context) if context else base.workload
         found = measure_together(
-            subjects, profile=load_profile(base.device), workload=workload, rounds=ROUNDS, sample_memory=False
+            subjects,
+            profile=load_profile(base.device),
+            workload=workload,
+            rounds=ROUNDS,
+            sample_memory=aim.metric == "memory",
         )
-        record.write_text(json.dumps(min(item.percentile("tpot", "p90") for item in found)), encoding="utf8")
-    fastest = float(json.loads(record.read_text(encoding="utf8")))
-    relative = [Target("tpot", None, speedup=factor) for factor in speedups]
-    return [*relative, *(Target("tpot", fastest * share) for share in shares)]
+        record.write_text(json.dumps(min(figure_of(aim, item) for item in found)), encoding="utf8")
+    relative = [replace(aim, speedup=factor) for factor in speedups]
+    least = float(json.loads(record.read_text(encoding="utf8"))) if shares else 0.0
+    return [*relative, *(replace(aim, limit=least * share, speedup=None) for share in shares)]
 
 
 def one_run(request: Request, dense: Path) -> Run:
@@ -160,35 +203,39 @@ def one_run(request: Request, dense: Path) -> Run:
         return Run(str(request.target), (time.monotonic() - begun) / 60, infeasible=str(error))
     minutes = (time.monotonic() - begun) / 60
     assert request.output is not None
-    later, limit, spread = measured_again(manifest, request.output, dense, request.device)
+    later, limit, noise = measured_again(manifest, request.output, dense, request.device)
     return Run(
         target=str(request.target),
         minutes=minutes,
         precision=manifest.precision,
+        pruned=bool(manifest.plan_digest),
         limit=manifest.limit,
         claimed=manifest.figure,
         later=later,
         later_limit=limit,
-        dense_spread=spread,
+        noise=noise,
     )
 
 
 def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -> tuple[float, float, float]:
-    """Figure and limit by the loop's own rule, and the dense model's spread between processes."""
+    """Figure and limit by the loop's own rule, and the noise."""
     measurement = next(item.measurement for item in manifest.candidates if item.delivered)
     assert measurement is not None
-    precision = manifest.precision
+    precision, target = manifest.precision, manifest.target
     baseline, again = measure_together(
         [Subject(dense / precision, precision), Subject(output / IR_FOLDER, precision)],
         profile=load_profile(device),
         workload=measurement.workload,
         rounds=ROUNDS,
         threads=measurement.threads,
-        sample_memory=False,
+        sample_memory=target.metric == "memory",
     )
-    found = judged(manifest.target, baseline=baseline, variant=again)
-    figures = per_round(baseline, "tpot", "p90")
-    return found.figure, found.limit, max(figures) / min(figures) - 1
+    found = judged(target, baseline=baseline, variant=again)
+    noise = rounds_spread(target, baseline=baseline, variant=again)
+    if target.speedup is None and target.metric != "memory":
+        figures = per_round(baseline, target.metric, target.statistic)
+        noise = max(figures) / min(figures) - 1
+    return found.figure, found.limit, noise
 
 
 def dense_artifacts(base: Request, folder: Path) -> Path:
@@ -208,8 +255,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _known(folder: Path) -> list[Run]:
-    records = sorted(folder.glob("run-*.json"), key=lambda path: int(path.stem.removeprefix("run-")))
-    return [_load(record) for record in records]
+    return [_load(record) for record in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)]
 
 
 def _load(record: Path) -> Run:
