@@ -32,6 +32,8 @@ class ExportRecord:
         host: the machine that made it.
         versions: package name to version.
         rounding: method, group size, library and calibration text, where the integers were chosen before the export.
+        departures: layer to what its weights are stored in where that is not the export's precision, or not in the
+            groups that were asked for.
         files: relative path to size and hash of every other file.
         content_digest: sha256 of this record as it was written.
     """
@@ -47,6 +49,7 @@ class ExportRecord:
     host: dict[str, str]
     versions: dict[str, str]
     rounding: dict[str, str] = field(default_factory=dict)
+    departures: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = _FORMAT_VERSION
     content_digest: str = field(default="", compare=False, metadata=SPARSE)

@@ -94,6 +94,7 @@ def export_card(record: ExportRecord) -> str:
                 f"{record.precision}",
                 **(_held_out(record.parity) if record.parity.held_out else {}),
                 **({"rounding": _words(record.rounding)} if record.rounding else {}),
+                **({"stored otherwise": _words(record.departures)} if record.departures else {}),
                 "host": _words(record.host),
                 "versions": _words(record.versions),
             },

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prune_export.delivery.card import export_card, write_card
+from prune_export.export.departures import departures_of
 from prune_export.export.versions import package_versions
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import file_records
@@ -51,6 +52,7 @@ def describe_export(
         host=host_fingerprint(),
         versions=package_versions(),
         rounding=rounding or {},
+        departures=departures_of(folder),
     )
     write_card(folder, export_card(record))
     record = replace(record, files=file_records(folder, besides=EXPORT_FILE))

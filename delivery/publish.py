@@ -14,8 +14,8 @@ from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.sparse import stored_sparsity
 from prune_export.delivery.variants import greedy_prompt
 from prune_export.delivery.workshop import Outcome
+from prune_export.export.departures import departures_of
 from prune_export.export.versions import package_versions
-from prune_export.export.weights import departures_of
 from prune_export.files import staged
 from prune_export.hashes import file_records
 from prune_export.manifest import (

@@ -66,6 +66,15 @@ class OnnxRecord:
     rounding: str = ""
     calibration: dict[str, str] = field(default_factory=dict)
 
+    def departures(self) -> dict[str, str]:
+        """Layer to what it is stored in, where that is not the precision, or the block, that was asked for."""
+        kinds = {**dict.fromkeys(self.smaller_blocks, self.precision), **dict.fromkeys(self.int8_layers, "int8")}
+        blocks = {name: f" in groups of {block}" for name, block in self.smaller_blocks.items()}
+        return {
+            **{name: f"{kind}{blocks.get(name, '')}" for name, kind in kinds.items()},
+            **dict.fromkeys(self.fp32_layers, "fp32"),
+        }
+
 
 def export_onnx(
     model: PreTrainedModel,

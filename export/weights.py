@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from prune_export.export.openvino_rounded import take_over
 from prune_export.export.quiet import quiet
 from prune_export.export.rounded import RoundedWeights
 from prune_export.manifest import MANIFEST, OPENVINO_RECORD
-from prune_export.records import from_json
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _CACHE_OPTION = "KV_CACHE_PRECISION"
@@ -111,17 +110,6 @@ def compress(
     _copy_companions(source_directory, directory)
     (directory / OPENVINO_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf8")
     return record
-
-
-def departures_of(directory: Path) -> dict[str, str]:
-    """`CompressionRecord.departures` of what `compress` wrote to a directory; none for an fp32 export."""
-    path = directory / OPENVINO_RECORD
-    if not path.is_file():
-        return {}
-    data = json.loads(path.read_text(encoding="utf8"))
-    known = {item.name for item in fields(CompressionRecord)}
-    record = from_json(CompressionRecord, {key: data[key] for key in known & data.keys()}, where=str(path))
-    return record.departures()
 
 
 def _write_model(

@@ -9,6 +9,7 @@ import pytest
 
 from prune_export.cli import main
 from prune_export.errors import BadInputError
+from prune_export.export_record import ExportRecord
 from prune_export.files import check_destination
 from prune_export.formats import formats_of
 
@@ -24,6 +25,10 @@ def test_an_onnx_artifact_is_exported_scored_and_timed(
     assert record["smaller_blocks"]["model.layers.0.attn.qkv_proj"] == 64
     assert record["parity"]["max_logit_error"] <= record["parity"]["tolerance"]
     assert {"onnx", "onnxruntime", "torch"} <= record["versions"].keys()
+    departures = ExportRecord.load(output).departures
+    assert departures["model.layers.0.attn.qkv_proj"] == "int4 in groups of 64"
+    assert "model.layers.0.mlp.down_proj" not in departures  # 128 wide
+    assert "model.layers.0.attn.qkv_proj int4 in groups of 64" in (output / "README.md").read_text("utf8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     scores = []
     for model in (output, checkpoint):

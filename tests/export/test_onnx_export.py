@@ -28,6 +28,7 @@ from tiny_exports import (
 
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export import onnx_read
+from prune_export.export.departures import departures_of
 from prune_export.export.gate import Reference, check_against
 from prune_export.export.onnx_export import export_onnx
 from prune_export.export.onnx_quantize import dequantize, quantize
@@ -276,6 +277,22 @@ def test_widths_that_no_large_block_divides_are_named(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "onnx_export.json").read_text())
     assert saved["fp32_layers"] == ["model.layers.2.mlp.down_proj"]
     assert OnnxRunner(tmp_path, threads=1)
+
+
+def test_what_departs_from_the_precision_is_told_layer_by_layer(llama: Exported, tmp_path: Path) -> None:
+    layers = (LayerShape(4, 2, 128), LayerShape(2, 1, 96), LayerShape(4, 4, 72))
+    model = make_model(make_shape("llama", layers, tied=False))
+    for precision in ("int4", "int8"):
+        export_onnx(model, None, tmp_path / precision, precision=precision)
+        found = departures_of(tmp_path / precision)
+        assert found["model.embed_tokens"] == "int8 in groups of 64"
+        assert found["model.layers.0.attn.qkv_proj"] == f"{precision} in groups of 64"
+        assert found["model.layers.1.mlp.down_proj"] == f"{precision} in groups of 32"
+        assert found["model.layers.2.mlp.down_proj"] == "fp32"
+        assert "model.layers.0.mlp.down_proj" not in found  # 128 wide
+    export_onnx(model, None, tmp_path / "small", precision="int4", block=32)
+    assert departures_of(tmp_path / "small") == {"model.embed_tokens": "int8", "model.layers.2.mlp.down_proj": "fp32"}
+    assert departures_of(llama.directory) == {}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -15,13 +15,14 @@ from tiny_exports import Exported, make_model, make_shape
 
 from prune_export.errors import BadInputError
 from prune_export.export.checks import Step
+from prune_export.export.departures import departures_of
 from prune_export.export.gate import TOLERANCE, ir_greedy_agreement
 from prune_export.export.integer_weights import Calibration
 from prune_export.export.openvino_ir import export_graph_only, export_openvino
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.parity import check_parity
 from prune_export.export.runner import IrRunner
-from prune_export.export.weights import CompressionRecord, compress, departures_of
+from prune_export.export.weights import CompressionRecord, compress
 from prune_export.manifest import OPENVINO_RECORD, asked_cache
 from prune_export.shape import LayerShape, ModelShape
 
