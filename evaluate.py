@@ -173,8 +173,8 @@ def evaluate(
         progress: where progress goes.
 
     Raises:
-        BadInputError: nothing loadable at `model`, files that are not as its manifest or record says, text shorter than
-            a window, or more threads than cores.
+        BadInputError: nothing loadable at `model`, files that are not as its manifest or record says, an edited
+            manifest or record, text shorter than a window, or more threads than cores.
     """
     from prune_export.benchmark.threads import checked_threads
     from prune_export.prune.loading import load_config, load_tokenizer
@@ -284,7 +284,7 @@ def _locate(model: str, precision: str | None) -> tuple[Path, Path | None, str]:
     """Directory with config and tokenizer, directory with the exported model or None, and the precision."""
     path = Path(model)
     if (path / MANIFEST).is_file():
-        manifest = Manifest.load(path)
+        manifest = Manifest.load_unedited(path)
         folder = path / manifest.formats[0]
         return folder, folder, manifest.precision
     if any((path / name).is_file() for name in MODEL_FILES):

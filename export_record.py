@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prune_export.errors import BadInputError
-from prune_export.hashes import FileRecord, write_sealed
+from prune_export.hashes import FileRecord, check_seal, write_sealed
 from prune_export.manifest import ParityRecord
 from prune_export.records import SPARSE, from_json, to_json
 from prune_export.shape import ModelShape
@@ -73,3 +73,15 @@ class ExportRecord:
         if isinstance(data, dict) and data.get("format_version") != _FORMAT_VERSION:
             raise BadInputError(f"{path} has format {data.get('format_version')}, this version reads {_FORMAT_VERSION}")
         return from_json(cls, data, where=str(path))
+
+    @classmethod
+    def load_unedited(cls, directory: Path) -> ExportRecord:
+        """Reads export.json; one that is not sealed is taken as it is.
+
+        Raises:
+            BadInputError: as `load`, or it was edited after it was written.
+        """
+        record = cls.load(directory)
+        if record.content_digest:
+            check_seal(directory / EXPORT_FILE)
+        return record

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from prune_export.errors import BadInputError
-from prune_export.hashes import FileRecord, write_sealed
+from prune_export.hashes import FileRecord, check_seal, write_sealed
 from prune_export.records import SPARSE, from_json, to_json
 from prune_export.shape import ModelShape
 from prune_export.sparsity import SparsityRecord
@@ -330,3 +330,15 @@ class Manifest:
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
             raise BadInputError(f"{path} has format {data.get('format_version')}, this version reads {FORMAT_VERSION}")
         return from_json(cls, data, where=str(path))
+
+    @classmethod
+    def load_unedited(cls, directory: Path) -> Manifest:
+        """Reads manifest.json; one that is not sealed, as early versions wrote them, is taken as it is.
+
+        Raises:
+            BadInputError: as `load`, or it was edited after it was written.
+        """
+        manifest = cls.load(directory)
+        if manifest.content_digest:
+            check_seal(directory / MANIFEST)
+        return manifest

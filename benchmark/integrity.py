@@ -20,15 +20,16 @@ def check_model_files(found: Found) -> None:
     beside the model's folder, is not looked at: a box may hold the model alone; `verify` checks everything.
 
     Raises:
-        BadInputError: a file is missing or changed; names them all in one line.
+        BadInputError: a file is missing or changed, all of them named in one line; or the manifest or record itself was
+            edited.
     """
     folder = found.path.parent
     if found.runtime.format == "checkpoint":
         return
     if (folder.parent / MANIFEST).is_file():
-        _compare(folder.parent, Manifest.load(folder.parent).files, f"{folder.name}/", MANIFEST)
+        _compare(folder.parent, Manifest.load_unedited(folder.parent).files, f"{folder.name}/", MANIFEST)
     elif (folder / EXPORT_FILE).is_file():
-        _compare(folder, ExportRecord.load(folder).files, "", EXPORT_FILE)
+        _compare(folder, ExportRecord.load_unedited(folder).files, "", EXPORT_FILE)
 
 
 def _compare(directory: Path, files: Mapping[str, FileRecord], prefix: str, document: str) -> None:

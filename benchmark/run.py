@@ -67,7 +67,8 @@ def run_benchmark(
         progress: is told the share done.
 
     Raises:
-        BadInputError, PruneExportError: as `measure.measure`; or a file is not as the artifact's manifest says.
+        BadInputError, PruneExportError: as `measure.measure`; or a file is not as the artifact's manifest says, or the
+            manifest was edited.
     """
     directories = [directory] if compare is None else [directory, compare]
     subjects = [Subject(item, precision or artifact_precision(item), through=through) for item in directories]
@@ -132,12 +133,12 @@ def artifact_precision(directory: Path) -> str:
     """Weight precision by the manifest of the artifact, or by the model's own files where there is none.
 
     Raises:
-        BadInputError: no model, or a broken manifest.
+        BadInputError: no model, or a broken or edited manifest.
     """
     found = find_model(directory)
     for place in (directory, found.path.parent.parent) if found.runtime.format != "checkpoint" else ():
         if (place / MANIFEST).is_file():
-            return Manifest.load(place).precision
+            return Manifest.load_unedited(place).precision
     return found.precision
 
 
