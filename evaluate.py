@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.errors import BadInputError
-from prune_export.manifest import MANIFEST, Manifest
+from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
 from prune_export.shape import ModelShape
@@ -183,8 +183,7 @@ def evaluate(
     report = progress or Progress(quiet=True)
     checked_threads(threads)
     directory, ir, held_precision = _locate(model, precision)
-    if ir is not None:
-        _check(ir)
+    _check(directory, exported=ir is not None)
     shape = model_shape(load_config(directory))
     text = load_text(eval_text, "evaluation")
     length = window or min(PAPER_WINDOW, shape.context)
@@ -267,11 +266,14 @@ def _torch_nll(directory: Path, windows: NDArray[np.int64], *, threads: int, pro
     return torch_nll(load(directory), windows, progress=progress)
 
 
-def _check(directory: Path) -> None:
-    from prune_export.benchmark.integrity import check_model_files
+def _check(directory: Path, *, exported: bool) -> None:
+    from prune_export.benchmark.integrity import check_folder, check_model_files
     from prune_export.benchmark.runtimes import find_model
 
-    check_model_files(find_model(directory))
+    if exported:
+        check_model_files(find_model(directory))
+    else:
+        check_folder(directory, format=CHECKPOINT_FOLDER)
 
 
 def _runtime_of(directory: Path) -> str:

@@ -10,23 +10,35 @@ from prune_export.errors import BadInputError
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.files import sha256
 from prune_export.hashes import FileRecord
-from prune_export.manifest import MANIFEST, Manifest
+from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest
 
 
 def check_model_files(found: Found) -> None:
-    """Compares the files of an exported model with their hashes, where a manifest or an export record has them.
+    """Compares a model's files with their hashes, where a manifest or an export record has them.
+
+    See `check_folder`.
+    """
+    check_folder(found.path.parent, format=found.runtime.format)
+
+
+def check_folder(folder: Path, *, format: str) -> None:
+    """Compares the files in a model's folder with their hashes, where a manifest or an export record has them.
 
     A figure is of the artifact that it is reported for, or of none.  What the record does not name, and what lies
     beside the model's folder, is not looked at: a box may hold the model alone; `verify` checks everything.
+
+    Args:
+        folder: of the model.
+        format: "openvino", "onnx" or "checkpoint", which a delivery's folders are named after.
 
     Raises:
         BadInputError: a file is missing or changed, all of them named in one line; or the manifest or record itself was
             edited.
     """
-    folder = found.path.parent
-    if found.runtime.format == "checkpoint":
-        return
-    if (folder.parent / MANIFEST).is_file():
+    folder = folder.absolute()  # "." has a parent too
+    # Checkpoints lie anywhere, beside manifests of other programs too; a delivery's has a name of its own.
+    delivered = format != CHECKPOINT_FOLDER or folder.name == CHECKPOINT_FOLDER
+    if delivered and (folder.parent / MANIFEST).is_file():
         _compare(folder.parent, Manifest.load_unedited(folder.parent).files, f"{folder.name}/", MANIFEST)
     elif (folder / EXPORT_FILE).is_file():
         _compare(folder, ExportRecord.load_unedited(folder).files, "", EXPORT_FILE)

@@ -136,7 +136,7 @@ def artifact_precision(directory: Path) -> str:
         BadInputError: no model, or a broken or edited manifest.
     """
     found = find_model(directory)
-    for place in (directory, found.path.parent.parent) if found.runtime.format != "checkpoint" else ():
+    for place in (directory, found.path.parent.absolute().parent) if found.runtime.format != "checkpoint" else ():
         if (place / MANIFEST).is_file():
             return Manifest.load_unedited(place).precision
     return found.precision

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from prune_export.benchmark.integrity import check_model_files
 from prune_export.benchmark.run import artifact_precision, run_benchmark
@@ -135,3 +136,33 @@ def test_documents_of_early_versions_have_no_seal_and_their_hashes_count(copied:
     spoil(folder / "openvino_model.bin")
     with pytest.raises(BadInputError, match=r"changed: .*openvino_model\.bin"):
         check_model_files(find_model(folder))
+
+
+def test_a_deliverys_checkpoint_is_checked_wherever_it_is_named_from(
+    copied: Path, tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = copied / "checkpoint"
+    tiny_model.save_pretrained(checkpoint)
+    save_manifest(copied)
+    check_model_files(find_model(checkpoint))
+    spoil(checkpoint / "model.safetensors")
+    wrong = r"is not as its manifest\.json says \(changed: checkpoint/model\.safetensors\)"
+    with pytest.raises(BadInputError, match=wrong):
+        measure(copied, compare=checkpoint)
+    with pytest.raises(BadInputError, match=wrong):
+        evaluate(str(checkpoint))
+    monkeypatch.chdir(checkpoint)
+    with pytest.raises(BadInputError, match=wrong):
+        measure(Path())
+    spoil(copied / "openvino" / "openvino_model.bin")
+    monkeypatch.chdir(copied / "openvino")
+    with pytest.raises(BadInputError, match=r"changed: openvino/openvino_model\.bin"):
+        measure(Path())
+
+
+def test_other_programs_manifests_beside_a_checkpoint_are_nothing_to_compare_with(
+    tiny_model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "llama")
+    (tmp_path / MANIFEST).write_text("{}")
+    check_model_files(find_model(tmp_path / "llama"))
