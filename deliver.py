@@ -32,8 +32,8 @@ def deliver(request: Request, *, progress: Progress | None = None) -> Delivery:
         progress: where progress goes; silent unless given.
 
     Raises:
-        BadInputError: something in the request cannot work, or the family has no OpenVINO export; found before long
-            work starts.
+        BadInputError: something in the request cannot work, or the family has no export in its format; found before
+            long work starts.
         InfeasibleError: no plan meets the target, or only at more quality than allowed; nothing is published.
         ParityError: the export does not compute what the model computes; nothing is published.
     """

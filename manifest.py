@@ -122,7 +122,8 @@ class ParityRecord:
     """What the gate before publishing compared.
 
     Attributes:
-        max_logit_error: largest absolute difference between fp32 IR and torch over all checks.
+        max_logit_error: largest absolute difference between the logits of the fp32 export, an IR or an ONNX graph, and
+            torch's over all checks; of a step whose largest logit L is above 30, divided by L / 30.
         tolerance: the limit on it.
         checks: name of each check to its largest error.
         greedy_tokens: tokens generated greedily in the delivered precision.
@@ -238,7 +239,7 @@ class Manifest:
         shape: delivered shape.
         dense_parameters: parameters before pruning.
         formats: "openvino" or "onnx", which was measured, and "checkpoint"; the folders of the same names.
-        precision: weight precision of the delivered IR.
+        precision: weight precision of what is delivered.
         target: what was asked for; of several targets the one that drove the search.
         further: the others.
         limit: the limit in the metric's unit; of a measured speed-up, the dense model's figure in the deciding round
