@@ -31,7 +31,7 @@ from prune_export.evaluate import evaluate
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.rounding_options import RoundingOptions
 from prune_export.files import check_destination, staged
-from prune_export.formats import STORED, formats_of
+from prune_export.formats import STORED, formats_of, unheeded
 from prune_export.manifest import PLAN_FILE, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
@@ -242,7 +242,8 @@ def export(
         output: destination directory.
         format: "openvino", "onnx", "both", each in a folder of its own then, or "decilm".
         precision: weight precision, or None for the format's own: int8, for decilm that of the checkpoint.
-        openvino: how OpenVINO's weights are compressed and its cache is kept, where it shall not be the default.
+        openvino: how OpenVINO's weights are compressed and its cache is kept, where it shall not be the default; the
+            group size holds for ONNX too.
         rounding: let Neural Compressor choose the int4 weights, the same for all formats; None for each one's own.
         force: replace an existing output.
         command: the command line, for the model card.
@@ -260,6 +261,8 @@ def export(
     rounder = Rounder(rounding) if rounding is not None else None
     rows = formats_of(format, precision=precision, openvino=openvino, rounder=rounder)
     check_destination(output, force=force)
+    if note := unheeded(format, openvino):
+        report.note(note)
     source = resolve_source(model)
     model_type = str(load_config(source).model_type)
     for row in rows:

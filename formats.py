@@ -58,7 +58,7 @@ def formats_of(
     Args:
         text: what the user said.
         precision: of the weights.
-        openvino: options for the OpenVINO part of what is written.
+        openvino: options for the OpenVINO part of what is written; their group size is ONNX's, too.
         rounder: chooses int4 weights before they are exported, the same for all formats.
 
     Raises:
@@ -75,17 +75,30 @@ def formats_of(
             )
     rows = tuple(FORMATS[name] for name in names)
     if openvino is not None and openvino.changed:
-        openvino.check(precision or FORMATS[_OPENVINO].default)
-        if _OPENVINO not in names:
+        foreign = openvino.openvino_alone if _ONNX in names else openvino.given
+        if foreign and _OPENVINO not in names:
             raise BadInputError(
-                f"--format {text} takes no options of OpenVINO: leave them out, or use --format {_OPENVINO}"
+                f"--format {text} has no {', '.join(foreign)}: leave it out, or use --format {_OPENVINO}"
             )
-        write = partial(_openvino, options=openvino)
-        rows = tuple(replace(row, write=write) if row.name == _OPENVINO else row for row in rows)
+        openvino.check(precision or rows[0].default)
+        rows = tuple(_with_options(row, openvino) for row in rows)
     if rounder is not None:
         rounder.check(precision, openvino)
         rows = tuple(replace(row, write=_with_rounder(row.write, rounder)) for row in rows)
     return rows
+
+
+def unheeded(text: str, openvino: OpenVinoOptions | None) -> str:
+    """What the user must know of options that hold for the OpenVINO part of "both" alone; empty without any."""
+    if text != BOTH or openvino is None or not openvino.openvino_alone:
+        return ""
+    return f"note: {', '.join(openvino.openvino_alone)}: for the OpenVINO export alone, ONNX goes without it"
+
+
+def _with_options(row: Format, options: OpenVinoOptions) -> Format:
+    if row.name == _OPENVINO:
+        return replace(row, write=partial(_openvino, options=options))
+    return replace(row, write=partial(_onnx, block=options.group_size)) if "group_size" in options.changed else row
 
 
 def _with_rounder(
@@ -146,13 +159,20 @@ def _written_openvino(
     return expected
 
 
-def _onnx(source: Path, stage: Path, precision: str, report: Progress, rounder: Rounder | None = None) -> ParityRecord:
+def _onnx(
+    source: Path,
+    stage: Path,
+    precision: str,
+    report: Progress,
+    block: int | None = None,
+    rounder: Rounder | None = None,
+) -> ParityRecord:
     from prune_export.export.files import ONNX_RECORD
 
     rounded = rounder.of(source, report) if rounder is not None else None
     with _beside(stage) as scratch:
         plain = stage if precision == "fp32" else scratch / "fp32"
-        expected = _written_onnx(source, plain, stage, precision, scratch, report, rounded)
+        expected = _written_onnx(source, plain, stage, precision, scratch, report, block, rounded)
         with report.phase("parity with torch"):
             parity = scored(
                 stage,
@@ -174,10 +194,12 @@ def _written_onnx(
     precision: str,
     scratch: Path,
     report: Progress,
+    block: int | None,
     rounded: RoundedWeights | None,
 ) -> Expected:
     """The model is gone when this returns."""
     from prune_export.export.onnx_export import export_onnx
+    from prune_export.export.onnx_quantize import BLOCKS
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import load_tokenizer
 
@@ -186,7 +208,8 @@ def _written_onnx(
         expected = expected_of(checkpoint, tokenizer, scratch, rounded)
     if precision != "fp32":
         export_onnx(checkpoint, None, plain, progress=report)
-    export_onnx(checkpoint, tokenizer, stage, precision=precision, rounded=rounded, progress=report)
+    block = block or BLOCKS[0]
+    export_onnx(checkpoint, tokenizer, stage, precision=precision, block=block, rounded=rounded, progress=report)
     return expected
 
 
@@ -228,11 +251,12 @@ def _beside(stage: Path) -> Iterator[Path]:
 
 BOTH = "both"
 _OPENVINO = "openvino"
+_ONNX = "onnx"
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
         Format(_OPENVINO, PRECISIONS, "int8", openvino_families.row_of, _openvino),
-        Format("onnx", PRECISIONS, "int8", onnx_families.row_of, _onnx),
+        Format(_ONNX, PRECISIONS, "int8", onnx_families.row_of, _onnx),
         Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm_family, _decilm),
     )
 }

@@ -10,7 +10,7 @@ from prune_export.errors import BadInputError
 GROUPS = (128, 64, 32)
 BACKUPS = ("int8_asym", "int8_sym", "none")
 CACHES = ("f32", "f16", "bf16", "u8")
-# Field to its option's name and to the precisions that it has a meaning for.
+# Field to its option's name and to the precisions that it has a meaning for; none for one that is not about weights.
 _FLAGS = {
     "group_size": ("--group-size", ("int4",)),
     "symmetric": ("--sym", ("int8", "int4")),
@@ -22,6 +22,7 @@ _FLAGS = {
     "gptq": ("--gptq", ("int4",)),
     "calibration": ("--calibration", ("int4",)),
     "samples": ("--num-samples", ("int4",)),
+    "kv_cache": ("--kv-cache-precision", ()),
 }
 
 
@@ -31,7 +32,7 @@ class OpenVinoOptions:
 
     Attributes:
         group_size: int4 weights that share a scale: 128, 64 or 32; smaller ones are used for layers that it does not
-            fit.
+            fit.  ONNX takes it as its block.
         symmetric: no zero points.
         ratio: share of the layers that get 4 bits; the others, those that rounding changes most, get the backup
             precision.
@@ -92,9 +93,19 @@ class OpenVinoOptions:
         return tuple(item.name for item in fields(self) if getattr(self, item.name) != item.default)
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """The options of these fields."""
+        return tuple(_FLAGS[name][0] for name in self.changed)
+
+    @property
     def deciding(self) -> tuple[str, ...]:
         """Options given by which OpenVINO's own compression decides about integers."""
-        return tuple(_FLAGS[name][0] for name in self.changed if name in _FLAGS and name != "backup")
+        return tuple(_FLAGS[name][0] for name in self.changed if _FLAGS[name][1] and name != "backup")
+
+    @property
+    def openvino_alone(self) -> tuple[str, ...]:
+        """Options given that no other format has: all but the group size, which is ONNX's block."""
+        return tuple(_FLAGS[name][0] for name in self.changed if name != "group_size")
 
     def check(self, precision: str) -> None:
         """Refuses what has no meaning for a precision.
@@ -103,7 +114,7 @@ class OpenVinoOptions:
             BadInputError: names the option and the precisions that have it.
         """
         for name in self.changed:
-            flag, precisions = _FLAGS.get(name, ("", ()))
+            flag, precisions = _FLAGS[name]
             if precisions and precision not in precisions:
                 raise BadInputError(
                     f"{flag} is for {' and '.join(precisions)} weights, not for {precision}: leave it out"

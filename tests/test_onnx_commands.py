@@ -45,10 +45,14 @@ def test_an_onnx_artifact_is_exported_scored_and_timed(
     assert main([*command, "--quiet"]) == 2
 
 
-def test_both_formats_lie_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
+def test_both_formats_lie_side_by_side(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "both"
-    command = ["export", "--model", str(checkpoint), "--format", "both", "--precision", "fp32", "-o", str(output)]
-    assert main([*command, "--quiet"]) == 0
+    command = ["export", "--model", str(checkpoint), "--format", "both", "--precision", "int4", "-o", str(output)]
+    assert main([*command, "--group-size", "32", "--kv-cache-precision", "f16"]) == 0
+    assert "note: --kv-cache-precision: for the OpenVINO export alone" in capsys.readouterr().err
+    assert json.loads((output / "openvino" / "openvino_export.json").read_text())["group_size"] == 32
+    record = json.loads((output / "onnx" / "onnx_export.json").read_text())
+    assert (record["block_size"], record["smaller_blocks"]) == (32, {})
     assert sorted(path.name for path in output.iterdir()) == ["onnx", "openvino"]
     assert (output / "onnx" / "model.onnx.data").is_file()
     assert (output / "openvino" / "openvino_model.bin").is_file()

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from prune_export import formats
 from prune_export.cli import main
 from prune_export.errors import BadInputError
 from prune_export.export.openvino_options import OpenVinoOptions
-from prune_export.formats import formats_of
+from prune_export.formats import formats_of, unheeded
+from prune_export.progress import Progress
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
 
@@ -72,7 +74,10 @@ def test_options_where_they_have_no_meaning_are_refused(
     for options, words in (
         (["--precision", "int8", "--ratio", "0.5"], "--ratio is for int4 weights, not for int8"),
         (["--precision", "int4", "--ratio", "1.5"], "ratio 1.5 of int4 layers must be above 0 and at most 1"),
-        (["--format", "onnx", "--precision", "int4", "--sym"], "--format onnx takes no options of OpenVINO"),
+        (["--format", "onnx", "--precision", "int4", "--sym"], "--format onnx has no --sym: leave it out"),
+        (["--format", "onnx", "--precision", "int8", "--group-size", "32"], "--group-size is for int4 weights"),
+        (["--format", "onnx", "--kv-cache-precision", "u8"], "--format onnx has no --kv-cache-precision"),
+        (["--format", "decilm", "--group-size", "32"], "--format decilm has no --group-size"),
         (["--kv-cache-precision", "u2"], "invalid choice: 'u2'"),
     ):
         assert main([*command, *options]) == 2
@@ -86,6 +91,26 @@ def test_both_formats_take_the_options_for_their_openvino_part() -> None:
     assert [row.name for row in rows] == ["openvino", "onnx"]
     assert rows[1] is plain[1]
     assert rows[0].write is not plain[0].write
+
+
+@pytest.mark.parametrize("text", ["both", "onnx"])
+def test_the_group_size_is_onnxs_too(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+
+    def written(*_: object, block: int) -> None:
+        blocks.append(block)
+
+    monkeypatch.setattr(formats, "_onnx", written)
+    row = formats_of(text, precision="int4", openvino=OpenVinoOptions(group_size=32))[-1]
+    row.write(Path("model"), Path("out"), "int4", Progress(quiet=True))
+    assert (row.name, blocks) == ("onnx", [32])
+    assert unheeded(text, OpenVinoOptions(group_size=32)) == ""
+
+
+def test_what_openvino_alone_has_is_said_where_both_are_written() -> None:
+    options = OpenVinoOptions(group_size=32, symmetric=True, kv_cache="u8")
+    assert unheeded("both", options).startswith("note: --sym, --kv-cache-precision: for the OpenVINO export alone")
+    assert unheeded("openvino", options) == unheeded("both", None) == ""
 
 
 def test_a_family_that_a_format_lacks_is_refused_before_its_weights_are_read(

@@ -33,7 +33,10 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     default = OpenVinoOptions()
     group = parser.add_argument_group("OpenVINO, with the meaning that optimum-cli export openvino gives them")
     group.add_argument(
-        "--group-size", type=int, choices=GROUPS, help=f"int4 weights that share a scale (default {default.group_size})"
+        "--group-size",
+        type=int,
+        choices=GROUPS,
+        help=f"int4 weights that share a scale, in ONNX too (default {default.group_size})",
     )
     group.add_argument("--sym", action="store_true", help="int8 or int4 without zero points")
     group.add_argument("--ratio", type=float, metavar="R", help="share of layers in int4 (default 1)")
