@@ -62,8 +62,8 @@ class Measurement:
         peak_rss_bytes: peak resident memory of the process and its children, from an untimed run; 0 if not sampled.
         rss_rise_bytes: the same minus the memory before loading.
         versions: package name to version.
-        options: runtime properties that the model was compiled with.
-        peak_device_bytes: most memory held on a GPU, from an untimed run; 0 on a CPU.
+        options: runtime properties that the model was compiled with, and "affinity", the CPUs that the process had.
+        peak_device_bytes: most memory held on a GPU, from an untimed run; 0 on a CPU, None if the runtime does not say.
         turns: that a process took with others measured beside it, 1 if it ran alone: turn t of T has the repeats from
             R t // T to R (t + 1) // T of the process's R.
     """
@@ -83,7 +83,7 @@ class Measurement:
     rss_rise_bytes: int
     versions: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)
-    peak_device_bytes: int = field(default=0, metadata=SPARSE)
+    peak_device_bytes: int | None = field(default=0, metadata=SPARSE)
     turns: int = field(default=1, metadata=SPARSE)
 
     def samples(self, metric: str) -> tuple[float, ...]:

@@ -35,6 +35,11 @@ class _Pipeline:
         self.options: dict[str, str] = {}
 
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """0 on a CPU; what a pipeline holds on a GPU it does not say."""
+        return 0 if self._device == "CPU" else None
+
 class OpenVINOPipeline(_Pipeline):
     """`openvino_genai.LLMPipeline` with its default attention back end.
 

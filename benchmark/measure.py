@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.process import run_in_turns, run_worker
 from prune_export.benchmark.properties import precision_options
 from prune_export.benchmark.runtimes import RUNTIMES, find_model
@@ -206,7 +207,7 @@ def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profil
     return Measurement(
         artifact=request.directory,
         profile=profile.name,
-        host=host_fingerprint(),
+        host=device_fingerprint(profile),
         runtime=found.runtime.pipeline_package if request.through == "genai" else found.runtime.name,
         precision=request.precision,
         threads=request.threads,

@@ -52,6 +52,7 @@ class OpenVINOSession:
         self._device = device
         self._last_token_only = last_token_only
         self._extra_properties = dict(extra_properties or {})
+        self._core: Any = None
         self._request: Any = None
         self._present: frozenset[str] = frozenset()
         self._past = 0
@@ -76,6 +77,11 @@ class OpenVINOSession:
         """The runtime properties that it was compiled with."""
         return dict(self._options)
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """Memory held on a GPU, which the plugin keeps for the next request: most of it once the longest one ran."""
+        return held_bytes(self._core, self._device)
+
     def property(self, name: str) -> str:
         """A property that is in force in the compiled model, as text."""
         return str(self._request.get_compiled_model().get_property(name))
@@ -90,7 +96,8 @@ class OpenVINOSession:
         threads = checked_threads(self._threads)
         ir = find_ir(self._directory)
         core = ov.Core()
-        _check_device(core, self._device)
+        check_device(core, self._device)
+        self._core = core
         capabilities = core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         properties = self._extra_properties | runtime_properties(
             self._precision,
@@ -181,10 +188,34 @@ class OpenVINOSession:
         self._vocab_size = model.output("logits").get_partial_shape()[-1].get_length()
 
 
-def _check_device(core: Any, device: str) -> None:
-    available = core.available_devices
-    if not any(name == device or name.startswith(f"{device}.") for name in available):
-        raise BadInputError(f'device "{device}" is absent here: OpenVINO finds {", ".join(available) or "none"}')
+def is_present(core: Any, device: str) -> bool:
+    """Whether OpenVINO finds a device, which may be one of several: "GPU" where there is a "GPU.0"."""
+    return any(name == device or name.startswith(f"{device}.") for name in core.available_devices)
+
+
+def check_device(core: Any, device: str) -> None:
+    """Refuses a device that is not there.
+
+    Raises:
+        BadInputError: absent.
+    """
+    if not is_present(core, device):
+        found = ", ".join(core.available_devices) or "none"
+        raise BadInputError(f'device "{device}" is absent here: OpenVINO finds {found}')
+
+
+def held_bytes(core: Any, device: str) -> int | None:
+    """What a core holds on a device: 0 on the CPU, None on a device that does not say.
+
+    The GPU plugin counts what is allocated now, by kind; its host memory is resident in the process already.
+    """
+    if device == "CPU":
+        return 0
+    try:
+        kinds = core.get_property(device, "GPU_MEMORY_STATISTICS")
+    except RuntimeError:
+        return None
+    return sum(int(size) for kind, size in kinds.items() if kind != "usm_host")
 
 
 def _read(core: Any, ir: Path) -> Any:

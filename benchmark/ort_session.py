@@ -70,12 +70,18 @@ class OrtSession:
         """What the session was made with."""
         return dict(self._options)
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """0 on a CPU; what ONNX Runtime holds on a GPU it does not say."""
+        return 0 if self._device == "CPU" else None
+
     def load(self) -> None:
         """Reads the model.
 
         Raises:
             BadInputError: no model, one that is no decoder with past or that cannot be read, a device that this ONNX
-                Runtime has no provider for, more threads than cores, no ONNX Runtime or one that is too old.
+                Runtime has no provider for or cannot load it, more threads than cores, no ONNX Runtime or one that is
+                too old.
         """
         precision_options(self._precision)
         if self._device not in _PROVIDERS:
@@ -99,6 +105,11 @@ class OrtSession:
             options.add_external_initializers([_KEEP], [one])
         begun = time.perf_counter()
         self._session = _open(runtime, path, options, provider)
+        if (found := self._session.get_providers()[0]) != provider:
+            raise BadInputError(
+                f'device "{self._device}": ONNX Runtime could not load its {provider} and fell back to {found}: '
+                "install the CUDA and cuDNN versions that this onnxruntime-gpu asks for"
+            )
         self._load_s = time.perf_counter() - begun
         self._read_ports(path)
         self._options = {"intra_op_num_threads": str(threads), "execution_provider": provider}

@@ -13,8 +13,9 @@ class PrecisionOptions:
     """How the weights of one precision are computed with.
 
     Attributes:
-        compute: INFERENCE_PRECISION_HINT; "default" means bf16 where the device has it, else f32, which is what
-            OpenVINO chooses by itself.
+        compute: INFERENCE_PRECISION_HINT of a CPU; "default" means bf16 where it has that, else f32, which is what
+            OpenVINO chooses by itself. Other devices compute fp32 weights in f32 and all others in f16, their own
+            default, where they have it.
         kv_cache: KV_CACHE_PRECISION; f16 stands in for bf16 on a device without it.
         quantization_group: DYNAMIC_QUANTIZATION_GROUP_SIZE, activations of compressed weights; 0 is off.
     """
@@ -71,12 +72,15 @@ def runtime_properties(
     """
     options = precision_options(precision)
     has_bf16 = "BF16" in capabilities
-    default = "bf16" if has_bf16 else "f32"
+    if device == "CPU":
+        compute = ("bf16" if has_bf16 else "f32") if options.compute == "default" else options.compute
+    else:
+        compute = "f16" if "FP16" in capabilities and precision != "fp32" else "f32"
     cache = "f16" if options.kv_cache == "bf16" and not has_bf16 else options.kv_cache
     properties: dict[str, str | int | bool] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": default if options.compute == "default" else options.compute,
+        "INFERENCE_PRECISION_HINT": compute,
     }
     if device == "CPU":
         properties |= {

@@ -104,7 +104,8 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
                 *(f"{values[name][key]:.9g}" for name, key in figures),
                 *(f"{value:.9g}" for value in throughput(item).values()),
                 *(f"{statistics.median(item.load_s):.9g}", item.weights_bytes),
-                *(item.peak_rss_bytes, item.rss_rise_bytes, item.peak_device_bytes),
+                *(item.peak_rss_bytes, item.rss_rise_bytes),
+                "-" if item.peak_device_bytes is None else item.peak_device_bytes,
             ]
         )
     return buffer.getvalue()
@@ -134,8 +135,8 @@ def _footprint(item: Measurement, label: str) -> str:
         if item.peak_rss_bytes
         else "memory not sampled"
     )
-    if item.peak_device_bytes:
-        memory += f", {format_bytes(item.peak_device_bytes)} on the GPU"
+    if item.peak_device_bytes != 0:
+        memory += f", {'-' if item.peak_device_bytes is None else format_bytes(item.peak_device_bytes)} on the GPU"
     load = format_duration(statistics.median(item.load_s))
     return f"{label} {item.precision}: weights {format_bytes(item.weights_bytes)}, {memory}, loads in {load}"
 

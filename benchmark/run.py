@@ -9,13 +9,14 @@ from typing import Any
 
 from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
+from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.integrity import check_model_files
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.worker import Through
 from prune_export.manifest import MANIFEST, Manifest, Measurement
-from prune_export.profiles import DeviceProfile, host_fingerprint, mismatch
+from prune_export.profiles import DeviceProfile, mismatch
 from prune_export.progress import Progress
 from prune_export.target import Workload
 
@@ -75,7 +76,7 @@ def run_benchmark(
     for item in directories:
         check_model_files(find_model(item))
     fitted, notes = _fit(workload, directories)
-    if reason := mismatch(profile, host_fingerprint()):
+    if reason := mismatch(profile, device_fingerprint(profile)):
         notes.append(f"measured on this host, which is not the device: {reason}")
     measured = measure_together(
         subjects, profile=profile, workload=fitted, rounds=rounds, threads=threads, progress=progress

@@ -30,11 +30,25 @@ class OpenedSession(Session, Protocol):
         """The runtime's options."""
         ...
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """Most memory held on a GPU; 0 on a CPU, None where the runtime does not say."""
+        ...
+
+
+class OpenedPipeline(Pipeline, Protocol):
+    """A pipeline that tells what it holds; apart from `Pipeline`, whose attributes are looked up while timing."""
+
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """Most memory held on a GPU; 0 on a CPU, None where the runtime does not say."""
+        ...
+
 
 class OpenPipeline(Protocol):
     """Makes a pipeline, not loaded yet."""
 
-    def __call__(self, directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+    def __call__(self, directory: Path, *, precision: str, threads: int, device: str) -> OpenedPipeline:
         """Arguments as of `OpenVINOPipeline`."""
         ...
 
@@ -102,13 +116,13 @@ def _torch(directory: Path, *, precision: str, threads: int, device: str, last_t
     return TorchSession(directory, precision=precision, threads=threads, device=device, last_token_only=last_token_only)
 
 
-def _openvino_genai(directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+def _openvino_genai(directory: Path, *, precision: str, threads: int, device: str) -> OpenedPipeline:
     from prune_export.benchmark.genai_session import OpenVINOPipeline
 
     return OpenVINOPipeline(directory, precision=precision, threads=threads, device=device)
 
 
-def _ort_genai(directory: Path, *, precision: str, threads: int, device: str) -> Pipeline:
+def _ort_genai(directory: Path, *, precision: str, threads: int, device: str) -> OpenedPipeline:
     from prune_export.benchmark.genai_session import OrtPipeline
 
     return OrtPipeline(directory, precision=precision, threads=threads, device=device)

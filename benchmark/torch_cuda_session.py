@@ -170,7 +170,7 @@ class TorchCudaSession(TorchSession):
         self._options |= {"device": cuda.name, "cache": "static", "decoding": "CUDA graph"}
 
     @property
-    def device_peak_bytes(self) -> int:
+    def device_peak_bytes(self) -> int | None:
         """Most memory that was held on the device."""
         return 0 if self._cuda is None else self._cuda.peak_bytes()
 

@@ -1,6 +1,6 @@
 """A checkpoint driven token by token through torch on the CPU: what a deployment without an export would get.
 
-The one module of benchmark/ that needs torch, and only when a session is loaded.
+This module and `torch_cuda_session` alone need torch, and only when a session is loaded.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class TorchSession:
     def options(self) -> dict[str, str]:
         """What torch runs with."""
         return dict(self._options)
+
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """0: a CPU."""
+        return 0
 
     def load(self) -> None:
         """Reads the checkpoint.

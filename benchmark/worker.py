@@ -18,8 +18,7 @@ from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
 if TYPE_CHECKING:
-    from prune_export.benchmark.runtimes import OpenedSession
-    from prune_export.benchmark.session import Pipeline
+    from prune_export.benchmark.runtimes import OpenedPipeline, OpenedSession
 
 Through = Literal["session", "genai"]
 
@@ -56,8 +55,8 @@ class Reply:
     Attributes:
         before_bytes: resident memory before the model was loaded.
         peak_bytes: its peak; both 0 in a timed run.
-        device_peak_bytes: most memory held on a GPU; 0 on a CPU and in a timed run.
-        options: runtime properties.
+        device_peak_bytes: most memory held on a GPU; 0 on a CPU and in a timed run, None if unknown.
+        options: runtime properties, and the CPUs that the process was left.
         versions: package name to version.
         turns: that the process took with others; 1 if it ran alone.
     """
@@ -67,7 +66,7 @@ class Reply:
     itl_s: tuple[float, ...] = ()
     before_bytes: int = 0
     peak_bytes: int = 0
-    device_peak_bytes: int = 0
+    device_peak_bytes: int | None = 0
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     turns: int = 1
@@ -84,7 +83,7 @@ def _handle(data: dict[str, Any], parent: Parent) -> dict[str, Any]:
     return found
 
 
-def _session(request: Request) -> OpenedSession | Pipeline:
+def _session(request: Request) -> OpenedSession | OpenedPipeline:
     # Imported here, so that the request is read and standard output is redirected before native code is loaded.
     from prune_export.benchmark.runtimes import find_model
 
@@ -130,7 +129,7 @@ def _memory(request: Request) -> Reply:
     return Reply(
         before_bytes=watch.before_bytes,
         peak_bytes=watch.peak_bytes,
-        device_peak_bytes=getattr(session, "device_peak_bytes", 0),
+        device_peak_bytes=session.device_peak_bytes,
         versions=_versions(request),
     )
 

@@ -20,7 +20,8 @@ class DeviceMatch:
 
     Attributes:
         vendors: CPU vendor strings, one of which the host must have ("GenuineIntel").
-        processors: texts, one of which the processor's name must contain.
+        processors: texts, one of which the processor's name must contain; of a GPU its whole name, or its beginning and
+            "*".
         isa: CPU flags as in /proc/cpuinfo, all of which the host must have.
         isa_absent: CPU flags, none of which the host may have.
         min_cores: fewest cores.

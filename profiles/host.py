@@ -105,9 +105,11 @@ def mismatch(profile: DeviceProfile, fingerprint: Mapping[str, str]) -> str:
     flags = set(fingerprint["isa"].split())
     cores = int(fingerprint["cores"])
     if profile.device == "cuda":
-        return _gpu_mismatch(profile, fingerprint.get("gpu", ""))
+        return _name_mismatch(profile, fingerprint.get("gpu", ""), "this host has no NVIDIA GPU")
+    if profile.device != "CPU" and "device" not in fingerprint:
+        return f"{profile.name} describes a {profile.device} device, which only benchmark and profile measure look for"
     if profile.device != "CPU":
-        return f"{profile.name} describes a {profile.device} device, of this host only the CPU is measured"
+        return _name_mismatch(profile, fingerprint["device"], "OpenVINO finds none here")
     if rule.vendors and fingerprint["vendor"] not in rule.vendors:
         return f"{profile.name} stands for CPUs of {' or '.join(rule.vendors)}, this one is of {fingerprint['vendor']}"
     if rule.processors and not any(name.lower() in fingerprint["processor"].lower() for name in rule.processors):
@@ -123,12 +125,12 @@ def mismatch(profile: DeviceProfile, fingerprint: Mapping[str, str]) -> str:
     return ""
 
 
-def _gpu_mismatch(profile: DeviceProfile, gpu: str) -> str:
+def _name_mismatch(profile: DeviceProfile, found: str, absent: str) -> str:
     names = profile.match.processors
-    if not gpu:
-        return f"{profile.name} describes a cuda device, this host has no NVIDIA GPU"
-    if names and not any(name.lower() in gpu.lower() for name in names):
-        return f"{profile.name} stands for {' or '.join(names)}, this host has {gpu}"
+    if not found:
+        return f"{profile.name} describes a {profile.device} device, {absent}"
+    if names and not any(_is_named(found.lower(), name.lower()) for name in names):
+        return f"{profile.name} stands for {' or '.join(names)}, this host has {found}"
     return ""
 
 
@@ -145,6 +147,11 @@ def host_profile(built_in: Sequence[DeviceProfile], *, host: Host | None = None)
     Args:
         built_in: profiles to take the speeds from, "cpu-edge" among them.
         host: describes the machine; detected if not given.
+def _is_named(found: str, name: str) -> bool:
+    """Whole names: "NVIDIA L40S" is no "NVIDIA L4"; "NVIDIA H200*" says that any end will do."""
+    return found.startswith(name[:-1]) if name.endswith("*") else found == name
+
+
     """
     host = detect_host() if host is None else host
     fingerprint = fingerprint_of(host)

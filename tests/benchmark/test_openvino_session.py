@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from prune_export.benchmark import devices
 from prune_export.benchmark.artifact import context_length, find_ir, weight_precision, weights_bytes
-from prune_export.benchmark.openvino_session import OpenVINOSession
+from prune_export.benchmark.devices import device_fingerprint
+from prune_export.benchmark.openvino_session import OpenVINOSession, held_bytes, is_present
 from prune_export.benchmark.properties import OPTIONS, cache_bytes, runtime_properties
 from prune_export.errors import BadInputError
-from prune_export.profiles import host_cores
+from prune_export.profiles import host_cores, host_fingerprint, load_profile
 
 VOCAB = 96
 # fp32 in another order of summation; logits are of the order of 1 to 10.
@@ -98,6 +101,15 @@ def test_the_properties_of_each_precision_are_explicit() -> None:
         found = runtime_properties("int8", threads=1, device="CPU", capabilities=capabilities)
         assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == (hint, "u8")
     assert "INFERENCE_NUM_THREADS" not in runtime_properties("int8", threads=1, device="GPU", capabilities=["FP16"])
+    # Other devices than a CPU compute in f16 where they can, as they do by themselves.
+    for precision, capabilities, hint in (
+        ("int8", ["FP32", "FP16"], "f16"),
+        ("fp16", ["FP32", "FP16", "BF16"], "f16"),
+        ("fp32", ["FP32", "FP16"], "f32"),
+        ("int4", ["FP32"], "f32"),
+    ):
+        found = runtime_properties(precision, threads=1, device="GPU.0", capabilities=capabilities)
+        assert found["INFERENCE_PRECISION_HINT"] == hint
     assert [cache_bytes(name) for name in OPTIONS] == [4, 2, 2, 1, 1]
 
 
@@ -110,6 +122,36 @@ def test_bf16_weights_are_widened_where_the_device_has_no_bf16() -> None:
 def test_a_cache_that_the_export_was_asked_for_goes_before_that_of_the_precision() -> None:
     found = runtime_properties("fp32", threads=1, device="CPU", capabilities=["FP32"], kv_cache="u8")
     assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == ("f32", "u8")
+
+
+class FakeCore:
+    """A machine with two GPUs, the first of which tells what it holds."""
+
+    available_devices = ("CPU", "GPU.0", "GPU.1")
+
+    def get_property(self, device: str, name: str) -> dict[str, int]:
+        assert name == "GPU_MEMORY_STATISTICS"
+        if device == "GPU.1":
+            raise RuntimeError("unsupported property")
+        return {"usm_device": 700, "cl_mem": 50, "usm_host": 10_000}
+
+
+def test_memory_of_a_gpu_is_what_the_plugin_counts_or_unknown() -> None:
+    found = [held_bytes(FakeCore(), device) for device in ("CPU", "GPU.0", "GPU.1")]
+    assert found == [0, 750, None]
+
+
+def test_a_device_may_be_one_of_several() -> None:
+    found = [is_present(FakeCore(), device) for device in ("CPU", "GPU", "GPU.1", "GPU.2", "NPU", "G")]
+    assert found == [True, True, True, False, False, False]
+
+
+def test_openvino_is_asked_for_devices_that_are_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = load_profile("gpu-intel")
+    assert device_fingerprint(load_profile("host")) == host_fingerprint()
+    assert device_fingerprint(replace(gpu, device="NPU")) == host_fingerprint() | {"device": ""}
+    monkeypatch.setattr(devices, "openvino_name", lambda device: f"the {device}")
+    assert device_fingerprint(gpu)["device"] == "the GPU"
 
 
 def test_the_options_are_those_that_openvino_runs_with(tiny_ir: Path) -> None:

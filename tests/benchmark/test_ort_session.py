@@ -277,6 +277,24 @@ def test_other_devices_threads_and_graphs_are_refused(tiny_onnx: Path, tmp_path:
     assert "has inputs x: expected input_ids, attention_mask" in refusal(tmp_path)
 
 
+def test_a_provider_that_is_absent_or_cannot_be_loaded_is_one_line(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = 'device "cuda": this ONNX Runtime has no CUDAExecutionProvider: install onnxruntime-gpu in its place'
+    assert absent in refusal(tiny_onnx, device="cuda")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    # ONNX Runtime itself falls back to the CPU, with a warning alone.
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        line = refusal(tiny_onnx, device="cuda")
+    assert "could not load its CUDAExecutionProvider and fell back to CPUExecutionProvider: install" in line
+
+
+def test_what_a_gpu_holds_is_unknown() -> None:
+    found = [OrtSession(Path(), precision="fp32", device=device).device_peak_bytes for device in ("CPU", "cuda")]
+    assert found == [0, None]
+
+
 def test_several_models_in_a_folder_are_named(tiny_onnx: Path, tiny_ir: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_onnx, tmp_path / "onnx")
     shutil.copytree(tiny_ir, tmp_path / "openvino")
