@@ -18,6 +18,7 @@ from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.session import Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
+from prune_export.manifest import asked_cache
 
 
 class _Pipeline:
@@ -34,11 +35,11 @@ class _Pipeline:
         self.load_s = 0.0
         self.options: dict[str, str] = {}
 
-
     @property
     def device_peak_bytes(self) -> int | None:
         """0 on a CPU; what a pipeline holds on a GPU it does not say."""
         return 0 if self._device == "CPU" else None
+
 
 class OpenVINOPipeline(_Pipeline):
     """`openvino_genai.LLMPipeline` with its default attention back end.
@@ -54,17 +55,23 @@ class OpenVINOPipeline(_Pipeline):
         """Reads and compiles the model.
 
         Raises:
-            BadInputError: no IR, or no OpenVINO GenAI.
+            BadInputError: no IR, an absent device, or no OpenVINO GenAI.
         """
+        from prune_export.benchmark.openvino_session import check_device
         from prune_export.telemetry import import_openvino
 
         ov = import_openvino()
         self._genai = _imported("openvino_genai", "openvino-genai")
         folder = find_model(self._directory).path.parent
         self.vocab_size = _vocabulary(folder)
-        capabilities = ov.Core().get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        core = ov.Core()
+        check_device(core, self._device)
         properties = runtime_properties(
-            self._precision, threads=checked_threads(self._threads), device=self._device, capabilities=capabilities
+            self._precision,
+            threads=checked_threads(self._threads),
+            device=self._device,
+            capabilities=core.get_property(self._device, "OPTIMIZATION_CAPABILITIES"),
+            kv_cache=asked_cache(folder),
         )
         begun = time.perf_counter()
         self._pipeline = self._genai.LLMPipeline(str(folder), self._device, **properties)
@@ -79,12 +86,10 @@ class OpenVINOPipeline(_Pipeline):
             new_tokens: how many.
 
         Raises:
-            BadInputError: several sequences: the pipeline streams one.
+            ValueError: several sequences: the pipeline streams one (`Runtime.pipeline_batch`).
         """
         if len(prompt) != 1:
-            raise BadInputError(
-                f"batch {len(prompt)}: OpenVINO GenAI streams the tokens of one sequence: use --workload batch=1"
-            )
+            raise ValueError(f"a batch of {len(prompt)}: the pipeline streams the tokens of one sequence")
         from prune_export.telemetry import import_openvino
 
         ov = import_openvino()

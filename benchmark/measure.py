@@ -146,6 +146,16 @@ def measure_together(
 
 def standing_together(directories: Sequence[Path], most_bytes: int | None, *, device: str) -> list[list[int]]:
     """Which of several artifacts stand in memory together while they are measured: indices, in order.
+def check_measurable(subjects: Sequence[Subject], profile: DeviceProfile, workload: Workload, threads: int) -> None:
+    """Refuses without starting a process what `measure_together` would refuse.
+
+    Raises:
+        BadInputError: as in `measure`.
+    """
+    for subject in subjects:
+        _request(subject, profile, workload, threads)
+
+
 
     Args:
         directories: of the artifacts.
@@ -198,6 +208,11 @@ def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threa
         raise BadInputError(f"{subject.directory} is a {runtime.format}, which no GenAI pipeline runs: export it first")
     count = checked_threads(threads or profile.threads)
     return Request(
+    if subject.through == "genai" and 0 < runtime.pipeline_batch < workload.batch:
+        raise BadInputError(
+            f"batch {workload.batch}: the pipeline of {runtime.pipeline_package} streams the tokens of "
+            f"{runtime.pipeline_batch} sequence: take batch 1, or --through session"
+        )
         str(subject.directory), subject.precision, count, profile.device, workload, "time", through=subject.through
     )
 

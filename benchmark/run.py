@@ -11,7 +11,7 @@ from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
 from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.integrity import check_model_files
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Subject, check_measurable, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.worker import Through
@@ -78,6 +78,8 @@ def run_benchmark(
     fitted, notes = _fit(workload, directories)
     if reason := mismatch(profile, device_fingerprint(profile)):
         notes.append(f"measured on this host, which is not the device: {reason}")
+    for batch in batches:
+        check_measurable(subjects, profile, replace(fitted, batch=batch), threads)
     measured = measure_together(
         subjects, profile=profile, workload=fitted, rounds=rounds, threads=threads, progress=progress
     )

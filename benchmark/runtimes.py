@@ -78,6 +78,7 @@ class Runtime:
         packages: whose versions a measurement records.
         open_pipeline: makes its GenAI pipeline, or None where there is none.
         pipeline_package: of the pipeline.
+        pipeline_batch: most sequences that the pipeline streams at once; 0 for any number.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Runtime:
     packages: tuple[str, ...]
     open_pipeline: OpenPipeline | None = None
     pipeline_package: str = ""
+    pipeline_batch: int = 0
 
 
 def _openvino(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
@@ -145,6 +147,7 @@ RUNTIMES: tuple[Runtime, ...] = (
         ("openvino", "numpy"),
         _openvino_genai,
         "openvino-genai",
+        pipeline_batch=1,
     ),
     Runtime(
         "onnxruntime",
