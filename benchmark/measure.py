@@ -91,13 +91,13 @@ def measure_together(
     most_rounds: int = 0,
     together_bytes: int | None = None,
 ) -> list[Measurement]:
-    """Times several artifacts in turns, A B B A, so that what slows the machine slows all of them alike.
+    """Times several artifacts in turns, so that what slows the machine slows all of them alike.
 
     On a CPU, processes of a round that fit into memory together stand together and take turns of a fraction of a
-    second; others run one after the other.
+    second, there and back (A B B A); others run one after the other in the order given (A B A B).
 
     Args:
-        subjects: the first is the baseline that `compare.drift` looks at.
+        subjects: the artifacts; further rounds are of the first two.
         profile, workload, threads, sample_memory, progress: as in `measure`.
         rounds: processes for each subject.
         settled: asked after `rounds` rounds, and after every further one, whether the samples so far are enough;
@@ -129,7 +129,9 @@ def measure_together(
             def tell(share: float, group: Sequence[int] = group, done: int = done, total: int = total) -> None:
                 _tell(progress, done + share * len(group), total, requests[group[0]])
 
-            found = _timed([requests[index] for index in group], tell)
+            # As many turns in each round: a measurement's figures are cut by one number.
+            turns = replies[group[0]][0].turns if turn else None
+            found = _timed([requests[index] for index in group], tell, turns)
             for index, reply in zip(group, found, strict=True):
                 replies[index].append(reply)
                 # Later rounds repeat as often as the first, so that the rounds' samples can be told apart.
@@ -144,8 +146,6 @@ def measure_together(
     return _measurements(requests, replies, profile, memory)
 
 
-def standing_together(directories: Sequence[Path], most_bytes: int | None, *, device: str) -> list[list[int]]:
-    """Which of several artifacts stand in memory together while they are measured: indices, in order.
 def check_measurable(subjects: Sequence[Subject], profile: DeviceProfile, workload: Workload, threads: int) -> None:
     """Refuses without starting a process what `measure_together` would refuse.
 
@@ -156,6 +156,8 @@ def check_measurable(subjects: Sequence[Subject], profile: DeviceProfile, worklo
         _request(subject, profile, workload, threads)
 
 
+def standing_together(directories: Sequence[Path], most_bytes: int | None, *, device: str) -> list[list[int]]:
+    """Which of several artifacts stand in memory together while they are measured: indices, in order.
 
     Args:
         directories: of the artifacts.
@@ -177,8 +179,8 @@ def check_measurable(subjects: Sequence[Subject], profile: DeviceProfile, worklo
     return groups
 
 
-def _timed(requests: Sequence[Request], tell: Callable[[float], None]) -> list[Reply]:
-    return [run_worker(requests[0])] if len(requests) == 1 else run_in_turns(requests, tell)
+def _timed(requests: Sequence[Request], tell: Callable[[float], None], turns: int | None) -> list[Reply]:
+    return [run_worker(requests[0])] if len(requests) == 1 else run_in_turns(requests, tell, turns)
 
 
 def _measurements(
@@ -206,13 +208,13 @@ def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threa
     runtime = find_model(subject.directory).runtime
     if subject.through == "genai" and runtime.open_pipeline is None:
         raise BadInputError(f"{subject.directory} is a {runtime.format}, which no GenAI pipeline runs: export it first")
-    count = checked_threads(threads or profile.threads)
-    return Request(
     if subject.through == "genai" and 0 < runtime.pipeline_batch < workload.batch:
         raise BadInputError(
             f"batch {workload.batch}: the pipeline of {runtime.pipeline_package} streams the tokens of "
             f"{runtime.pipeline_batch} sequence: take batch 1, or --through session"
         )
+    count = checked_threads(threads or profile.threads)
+    return Request(
         str(subject.directory), subject.precision, count, profile.device, workload, "time", through=subject.through
     )
 
@@ -236,7 +238,8 @@ def _measurement(request: Request, timed: Sequence[Reply], memory: Reply, profil
         peak_device_bytes=memory.device_peak_bytes,
         versions=timed[0].versions,
         options=timed[0].options,
-        turns=timed[0].turns,
+        # One that stood together with others that have no further rounds has its later rounds alone.
+        turns=timed[0].turns if len({reply.turns for reply in timed}) == 1 else 1,
     )
 
 

@@ -38,7 +38,7 @@ def turns_of(repeats: Iterable[int]) -> int:
     return min(_MOST_TURNS, *repeats)
 
 
-def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None]) -> list[Reply]:
+def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], turns: int | None = None) -> list[Reply]:
     """Runs several requests in a fresh process each; all are loaded, then warmed up and timed in turns (`turns_of`).
 
     Every other time the order is the other way round: what slows the machine for a second or more slows all of them
@@ -47,6 +47,7 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None]) -> 
     Args:
         requests: to time; each one's `repeats` is kept, or chosen as a single process would.
         tell: is told the share done.
+        turns: how many; None for `turns_of` the repeats.
 
     Raises:
         PruneExportError: as `run_worker`.
@@ -63,7 +64,7 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None]) -> 
             request.repeats or repeats_for(once, request.workload.repeats)
             for request, once in zip(requests, once_s, strict=True)
         ]
-        turns = turns_of(repeats)
+        turns = turns or turns_of(repeats)
         order = list(range(len(workers)))
         for turn in range(turns):
             tell(turn / turns)

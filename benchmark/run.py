@@ -83,7 +83,7 @@ def run_benchmark(
     measured = measure_together(
         subjects, profile=profile, workload=fitted, rounds=rounds, threads=threads, progress=progress
     )
-    if warning := drift_warning(measured[-1], "tpot"):
+    if warning := drift_warning(measured[-1], "tpot"):  # of the one compared with, where there is one
         notes.append(warning)
     ratios = {
         f"{metric} {statistic}": paired_ratio(measured[0], measured[1], metric, statistic)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -100,7 +102,7 @@ def test_artifacts_that_fit_together_take_turns(tiny_ir: Path, monkeypatch: pyte
             asked.append([(request.precision, request.repeats)])
         return reply(request)
 
-    def several(requests: Sequence[Request], _: Callable[[float], None]) -> list[Reply]:
+    def several(requests: Sequence[Request], _: object, turns: int | None) -> list[Reply]:
         asked.append([(request.precision, request.repeats) for request in requests])
         return [reply(request) for request in requests]
 
@@ -183,6 +185,10 @@ def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest
     assert shares == [0.0, 0.2, 0.4, 0.6, 0.8]
     again = run_in_turns([replace(slow, repeats=2), replace(fast, repeats=3)], lambda _: None)
     assert [(len(reply.ttft_s), reply.turns) for reply in again] == [(2, 2), (3, 2)]
+    (tmp_path / "log").unlink()
+    fewer = run_in_turns([replace(slow, repeats=4), replace(fast, repeats=6)], lambda _: None, 2)
+    assert [(len(reply.ttft_s), reply.turns) for reply in fewer] == [(4, 2), (6, 2)]
+    assert (tmp_path / "log").read_text().splitlines()[4:] == ["slow 2", "fast 3", "fast 3", "slow 2"]
     once = run_in_turns([replace(slow, repeats=1), replace(fast, repeats=1)], lambda _: None)
     assert [len(reply.ttft_s) for reply in once] == [1, 1]
 
@@ -240,11 +246,11 @@ def test_rounds_are_added_until_they_settle(tiny_ir: Path, monkeypatch: pytest.M
 
 
 def test_further_rounds_are_of_the_first_two(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int | None]] = []
 
-    def several(requests: Sequence[Request], _: Callable[[float], None]) -> list[Reply]:
-        asked.append(len(requests))
-        return [Reply(load_s=1.0, ttft_s=(1.0,), itl_s=(0.1,) * 4) for _ in requests]
+    def several(requests: Sequence[Request], _: object, turns: int | None) -> list[Reply]:
+        asked.append((len(requests), turns))
+        return [Reply(load_s=1.0, ttft_s=(1.0,), itl_s=(0.1,) * 4, turns=3) for _ in requests]
 
     monkeypatch.setattr("prune_export.benchmark.measure.run_in_turns", several)
     found = measure_together(
@@ -257,8 +263,27 @@ def test_further_rounds_are_of_the_first_two(tiny_ir: Path, monkeypatch: pytest.
         settled=lambda found: len(found[0].load_s) == 4,
         most_rounds=9,
     )
-    assert asked == [3, 3, 2, 2]
-    assert [len(item.load_s) for item in found] == [4, 4, 2]
+    # Two alone might take more turns than the three did: figures are cut by one number.
+    assert asked == [(3, None), (3, 3), (2, 3), (2, 3)]
+    assert [(len(item.load_s), item.turns) for item in found] == [(4, 3), (4, 3), (2, 3)]
+
+
+def test_rounds_of_which_some_had_no_turns_are_not_cut(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of the first two stands beside the third, which has no further rounds."""
+
+    def reply(turns: int) -> Reply:
+        return Reply(load_s=1.0, ttft_s=(1.0,) * 3, itl_s=(0.1,) * 12, turns=turns)
+
+    monkeypatch.setattr("prune_export.benchmark.measure.standing_together", lambda *_, **__: [[0], [1, 2]])
+    monkeypatch.setattr("prune_export.benchmark.measure.run_worker", lambda _: reply(1))
+    monkeypatch.setattr(
+        "prune_export.benchmark.measure.run_in_turns", lambda requests, *_: [reply(3) for _ in requests]
+    )
+    found = measure_together(
+        [Subject(tiny_ir, "fp32")] * 3, profile=HOST, workload=WORKLOAD, rounds=1, threads=1, sample_memory=False,
+        settled=lambda _: False, most_rounds=2,
+    )  # fmt: skip
+    assert [item.turns for item in found] == [1, 1, 3]
 
 
 def refusal(directory: Path, *, profile: str = "host", threads: int = 1, precision: str = "fp32") -> str:
@@ -341,3 +366,17 @@ def test_the_memory_watch_sees_what_is_allocated_and_given_back() -> None:
         time.sleep(0.05)
         del block
     assert watch.peak_bytes - watch.before_bytes > 0.9 * size
+
+
+def test_the_memory_watch_sees_child_processes() -> None:
+    size = 64 << 20
+    code = f"import sys; block = b'1' * {size}; print('there', flush=True); sys.stdin.read()"
+    with watch_memory() as watch:
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"there\n"
+            held = psutil.Process(child.pid).memory_info().rss
+            time.sleep(0.1)
+            child.communicate()
+        assert child.returncode == 0
+    assert watch.peak_bytes - watch.before_bytes > 0.9 * held > 0.9 * size

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prune_export import cli
+from prune_export.benchmark import run
 from prune_export.benchmark.run import artifact_precision, render_csv, render_json, render_text, run_benchmark
 from prune_export.errors import BadInputError
-from prune_export.manifest import MANIFEST
+from prune_export.manifest import MANIFEST, Measurement
 from prune_export.profiles import load_profile
 from prune_export.target import Workload
 
@@ -36,6 +38,22 @@ def test_two_artifacts_are_compared_and_the_prompt_fits_the_context(tiny_ir: Pat
     data = json.loads(json.dumps(render_json(result)))
     assert len(data["ratios"]["ttft p50"]["per_round"]) == 2
     assert len(render_csv(result).splitlines()) == 3
+
+
+def test_a_machine_that_moved_is_said(
+    make_measurement: Callable[..., Measurement], tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline is the artifact that is compared with: the second."""
+    steady = make_measurement((0.1, 0.1), (0.010, 0.010), rounds=2)
+    drifting = make_measurement((0.1, 0.1), (0.010, 0.0105), rounds=2)
+    note = "the baseline's own tpot p50 moved by 5.0% over 2 rounds (limit 3%)"
+    for second, said in ((drifting, True), (steady, False)):
+        monkeypatch.setattr(run, "measure_together", lambda *_, second=second, **__: [steady, second])
+        result = run_benchmark(
+            tiny_ir, compare=tiny_ir, profile=load_profile("host"), workload=Workload(1, 8, 4, 0, 1), threads=1
+        )
+        assert any(note in item for item in result.notes) is said
+        assert (note in render_text(result)) is said
 
 
 def test_throughput_at_several_batch_sizes(tiny_ir: Path) -> None:
