@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from prune_export.benchmark.affinity import pin
 from prune_export.benchmark.child import Report, answer
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.timing import generate, no_collection, synthetic_prompt
@@ -69,6 +70,7 @@ def main() -> int:
 def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
     begun = time.monotonic()
     request = from_json(PanelRequest, data, where="panel request")
+    pin(request.threads, request.device)
     sessions = []
     for directory in map(Path, request.directories):
         session = find_model(directory).runtime.open_session(

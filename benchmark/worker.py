@@ -104,8 +104,10 @@ def _session(request: Request) -> OpenedSession | OpenedPipeline:
 
 
 def _time(request: Request, parent: Parent) -> Reply:
+    from prune_export.benchmark.affinity import pin
     from prune_export.benchmark.timing import time_session
 
+    affinity = pin(request.threads, request.device)
     session = _session(request)
     session.load()
     samples = time_session(session, request.workload, repeats=request.repeats, turn=parent.wait)
@@ -113,15 +115,17 @@ def _time(request: Request, parent: Parent) -> Reply:
         load_s=session.load_s,
         ttft_s=samples.ttft_s,
         itl_s=samples.itl_s,
-        options=session.options,
+        options=session.options | affinity,
         versions=_versions(request),
     )
 
 
 def _memory(request: Request) -> Reply:
+    from prune_export.benchmark.affinity import pin
     from prune_export.benchmark.memory import watch_memory
     from prune_export.benchmark.timing import generate, synthetic_prompt
 
+    pin(request.threads, request.device)
     session = _session(request)
     with watch_memory() as watch:
         session.load()

@@ -68,6 +68,19 @@ def host_cores() -> int:
     return detect_host().cores
 
 
+def core_cpus(root: Path = _ROOT) -> tuple[int, ...]:
+    """One logical CPU of each physical core that this process may use, in order; empty where the system can't tell."""
+    allowed = _affinity()
+    if allowed is None:
+        return ()
+    first: dict[tuple[str, str], int] = {}
+    for block in sorted(_cpuinfo(root / "proc/cpuinfo"), key=lambda block: int(block["processor"])):
+        cpu = int(block["processor"])
+        if cpu in allowed and "core id" in block and "physical id" in block:
+            first.setdefault((block["physical id"], block["core id"]), cpu)
+    return tuple(first.values()) or tuple(sorted(allowed))
+
+
 def last_cache_bytes(root: Path = _ROOT) -> int:
     """Size of the largest cache of the first core, shared or not, from /sys; 0 if unknown."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Decode throughput in tokens a second of every loop, one entry a round."""
+    from prune_export.benchmark.affinity import OPTION
     from prune_export.benchmark.artifact import find_ir
     from prune_export.benchmark.process import run_worker
     from prune_export.benchmark.threads import checked_threads
@@ -53,6 +55,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
     options = run_worker(replace(request, repeats=1)).options
     child = {
         "ir": str(find_ir(arguments.directory)),
+        "cpus": [int(cpu) for cpu in options.pop(OPTION, "").split(",") if cpu],
         "options": options,
         "prompt": synthetic_prompt(workload, vocabulary(find_ir(arguments.directory))).tolist(),
         "new": workload.new_tokens,
@@ -106,6 +109,9 @@ def vocabulary(ir: Path) -> int:
 
 def bare(settings: dict[str, Any]) -> dict[str, Any]:
     """Generates greedily through `openvino.Core` alone; seconds of each generation's decoding, and the tokens."""
+    if settings.get("cpus"):
+        os.sched_setaffinity(0, settings["cpus"])  # before OpenVINO counts them
+
     import numpy as np
     import openvino as ov
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,14 +14,17 @@ import pytest
 import torch
 
 from prune_export.api import export, load
+from prune_export.benchmark import affinity, measure
 from prune_export.benchmark.checkpoint_files import CONFIG_NAME, checkpoint_bytes, checkpoint_precision
 from prune_export.benchmark.genai_session import OpenVINOPipeline, OrtPipeline
 from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.openvino_session import OpenVINOSession
 from prune_export.benchmark.run import render_text, run_benchmark
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.torch_session import TorchSession
 from prune_export.errors import BadInputError
-from prune_export.profiles import load_profile
+from prune_export.manifest import OPENVINO_RECORD
+from prune_export.profiles import core_cpus, load_profile
 from prune_export.target import Workload
 
 HOST = load_profile("host")
@@ -107,6 +113,34 @@ def test_pipelines_time_every_token(
         assert all(later > earlier for earlier, later in pairwise(marks))
 
 
+def test_a_pipeline_runs_the_cache_that_the_export_was_asked_for(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported / "openvino", tmp_path / "openvino")
+    record = tmp_path / "openvino" / OPENVINO_RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"kv_cache": "f16"}))
+    for folder, cache in ((exported / "openvino", "u8"), (tmp_path / "openvino", "f16")):
+        for kind in (OpenVINOPipeline, OpenVINOSession):
+            opened = kind(folder, precision="int8", threads=1)
+            opened.load()
+            assert opened.options["KV_CACHE_PRECISION"] == cache
+
+
+def test_a_pipeline_on_an_absent_device_is_one_line(exported: Path) -> None:
+    with pytest.raises(BadInputError, match='device "GPU" is absent here: OpenVINO finds CPU'):
+        OpenVINOPipeline(exported / "openvino", precision="int8", threads=1, device="GPU").load()
+
+
+def test_batches_that_a_pipeline_cannot_stream_are_refused_before_anything_is_measured(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(measure, "run_worker", started.append)
+    with pytest.raises(BadInputError, match="batch 4: the pipeline of openvino-genai streams the tokens of 1 sequence"):
+        run_benchmark(
+            exported / "openvino", profile=HOST, workload=WORKLOAD, through="genai", batches=(1, 4), threads=1
+        )
+    assert started == []
+
+
 def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: Path) -> None:
     found = measure_together(
         [Subject(exported / name, "int8", through="genai") for name in ("openvino", "onnx")],
@@ -120,10 +154,71 @@ def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: P
         assert item.runtime in item.versions
         assert len(item.itl_s) == 4 * len(item.ttft_s) > 0
         assert item.peak_rss_bytes > 0
-    with pytest.raises(BadInputError, match="batch 2: OpenVINO GenAI streams the tokens of one sequence"):
+    with pytest.raises(BadInputError, match=r"batch 2: the pipeline .*: take batch 1, or --through session"):
         measure_together(
             [Subject(exported / "openvino", "int8", through="genai")],
             profile=HOST, workload=Workload(batch=2, prompt_tokens=8, new_tokens=5), rounds=1, threads=1,
         )  # fmt: skip
     with pytest.raises(BadInputError, match="is a checkpoint, which no GenAI pipeline runs: export it first"):
         run_benchmark(checkpoint, profile=HOST, workload=WORKLOAD, through="genai", threads=1)
+
+
+PINNED = """
+import json, os, sys
+from pathlib import Path
+from prune_export.benchmark.affinity import pin
+
+directory, threads, allowed = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+os.sched_setaffinity(0, allowed)
+told = pin(threads, "CPU")
+import numpy as np
+from prune_export.benchmark.runtimes import find_model
+
+session = find_model(directory).runtime.open_session(
+    directory, precision="fp32", threads=threads, device="CPU", last_token_only=True
+)
+session.load()
+session.prefill(np.arange(6)[None])
+session.decode(np.zeros((1, 1), np.int64))
+print(json.dumps([told, [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]]))
+"""
+
+
+@pytest.mark.skipif(not core_cpus(), reason="this system knows no affinity")
+@pytest.mark.parametrize("runtime", ["openvino", "onnx", "checkpoint"])
+def test_every_thread_of_a_runtime_stays_on_the_cpus_asked_for(checkpoint: Path, exported: Path, runtime: str) -> None:
+    """OpenVINO's own pinning included: it must not take the first CPUs of the machine."""
+    directory = checkpoint if runtime == "checkpoint" else exported / runtime
+    cpus = core_cpus()
+    for allowed in {tuple(cpus), cpus[-1:]}:
+        command = [sys.executable, "-c", PINNED, str(directory), "1", json.dumps(allowed)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        told, threads = json.loads(found.stdout.splitlines()[-1])
+        assert told == {"affinity": str(allowed[0])}
+        assert threads == [[allowed[0]]] * len(threads)
+
+
+@pytest.mark.skipif(not core_cpus(), reason="this system knows no affinity")
+@pytest.mark.parametrize("runtime", ["openvino", "checkpoint"])
+def test_the_cpus_of_a_measurement_are_recorded(checkpoint: Path, exported: Path, runtime: str) -> None:
+    directory = checkpoint if runtime == "checkpoint" else exported / runtime
+    for threads in (1, len(core_cpus())):
+        (found,) = measure_together(
+            [Subject(directory, "fp32")], profile=HOST, workload=WORKLOAD, rounds=1, threads=threads,
+            sample_memory=False,
+        )  # fmt: skip
+        assert found.options["affinity"] == ",".join(map(str, core_cpus()[:threads]))
+
+
+def test_one_logical_cpu_of_each_core_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up machines: three cores of two siblings each, and one that knows no affinity."""
+    mask = set(range(6))
+    monkeypatch.setattr(affinity, "core_cpus", lambda: (0, 2, 4))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: mask)
+    monkeypatch.setattr("os.sched_setaffinity", lambda _, cpus: (mask.clear(), mask.update(cpus)))
+    assert affinity.pin(1, "GPU") == affinity.pin(1, "cuda") == {}
+    assert mask == set(range(6))
+    for threads, left in ((4, "0,1,2,3,4,5"), (0, "0,2,4"), (3, "0,2,4"), (2, "0,2")):
+        assert affinity.pin(threads, "CPU") == {"affinity": left}
+    monkeypatch.setattr(affinity, "core_cpus", lambda: ())
+    assert affinity.pin(1, "CPU") == {}

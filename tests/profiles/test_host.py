@@ -6,11 +6,12 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prune_export.profiles import core_cpus, host_cores, host_fingerprint, load_profile, matches, mismatch
 from prune_export.profiles import host as host_module
-from prune_export.profiles import host_cores, host_fingerprint, load_profile, matches, mismatch
 from prune_export.profiles.host import Host, detect_host, fingerprint_of, host_profile, last_cache_bytes
 from prune_export.profiles.load import built_in_profiles
 
@@ -123,11 +124,49 @@ def test_each_machine_matches_its_profile_alone(host: Host, fitting: str) -> Non
         ("cpu-edge", replace(SMALL, cores=16), "stands for at most 8 cores, this host has 16"),
         ("gpu-cuda", XEON, "describes a cuda device, this host has no NVIDIA GPU"),
         ("gpu-cuda", replace(XEON, gpu="NVIDIA H200"), "stands for NVIDIA L4, this host has NVIDIA H200"),
-        ("gpu-intel", XEON, "describes a GPU device, of this host only the CPU is measured"),
+        ("gpu-cuda", replace(XEON, gpu="NVIDIA L40S"), "stands for NVIDIA L4, this host has NVIDIA L40S"),
+        ("gpu-intel", XEON, "describes a GPU device, which only benchmark and profile measure look for"),
     ],
 )
 def test_a_mismatch_says_why(profile: str, host: Host, words: str) -> None:
     assert words in mismatch(load_profile(profile), fingerprint_of(host))
+
+
+def test_a_gpu_is_known_by_its_whole_name() -> None:
+    profile = load_profile("gpu-cuda")
+    for names, gpu, fits in (
+        (("NVIDIA H200",), "NVIDIA H200", True),
+        (("nvidia l4", "NVIDIA H200"), "NVIDIA H200", True),
+        (("NVIDIA H200",), "NVIDIA H200 NVL", False),
+        (("NVIDIA H200*",), "NVIDIA H200 NVL", True),
+        (("NVIDIA H200*",), "NVIDIA H100", False),
+        ((), "NVIDIA H100", True),
+    ):
+        found = replace(profile, match=replace(profile.match, processors=names))
+        assert matches(found, fingerprint_of(replace(XEON, gpu=gpu))) is fits
+
+
+def test_another_device_of_openvino_counts_where_openvino_finds_it() -> None:
+    profile = load_profile("gpu-intel")
+    host = fingerprint_of(XEON)
+    assert mismatch(profile, host | {"device": ""}) == "gpu-intel describes a GPU device, OpenVINO finds none here"
+    assert mismatch(profile, host | {"device": "Intel(R) Arc(TM) A770 Graphics (dGPU)"}) == ""
+    other = replace(profile, match=replace(profile.match, processors=("Intel(R) Arc(TM) A770*",)))
+    assert matches(other, host | {"device": "Intel(R) Arc(TM) A770 Graphics (dGPU)"})
+    assert "this host has Intel(R) UHD" in mismatch(other, host | {"device": "Intel(R) UHD Graphics (iGPU)"})
+
+
+@pytest.mark.parametrize(
+    ("siblings", "allowed", "cpus"),
+    [(2, range(8), (0, 2, 4, 6)), (2, {1, 3, 4, 5}, (1, 3, 4)), (1, {2, 5}, (2, 5)), (2, None, ())],
+)
+def test_each_core_has_one_logical_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: int, allowed: Any, cpus: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(host_module, "_affinity", lambda: None if allowed is None else set(allowed))
+    assert core_cpus(machine(tmp_path, processors=8, siblings=siblings)) == cpus
+    # Without a list of cores each logical CPU counts as one.
+    assert core_cpus(tmp_path / "gone") == (() if allowed is None else tuple(sorted(allowed)))
 
 
 def test_the_gpu_is_named_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
