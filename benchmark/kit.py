@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
@@ -24,7 +25,7 @@ from prune_export.profiles import (
     TableKey,
     TableRecord,
 )
-from prune_export.profiles.host import host_fingerprint, mismatch
+from prune_export.profiles.host import detect_host, match_of, mismatch
 from prune_export.progress import Progress
 from prune_export.records import from_json
 from prune_export.shape import LayerShape, ModelShape
@@ -154,14 +155,37 @@ def measure_kit(
     report = progress or Progress(quiet=True)
     kit = load_kit(directory)
     profile = replace(profile, runtime=kit.runtime)
+    refuse_elsewhere(profile)
     count = checked_threads(threads or profile.threads)
+    bandwidth = memory_bandwidth(profile, count, report)
     tables = []
     for part in kit.parts:
         base, *stacks = (ExportedStack(item.layers, directory / item.directory) for item in (part.base, *part.stacks))
         others = [ExportedStack(item.layers, directory / item.directory) for item in part.held_out]
         ruler = Ruler(profile, kit.workload, part.precision, count, ROUNDS, budget_s=budget_s, progress=report)
         tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=(len(stacks), len(others))))
-    return profile_of(profile, table_key(kit.shape, kit.workload), tables, name=name, progress=report)
+    key = table_key(kit.shape, kit.workload)
+    return profile_of(profile, key, tables, name=name, bandwidth=bandwidth, progress=report)
+
+
+def refuse_elsewhere(profile: DeviceProfile) -> None:
+    """Before anything is built or timed.
+
+    Raises:
+        BadInputError: the profile is not this machine's.
+    """
+    # Of an NVIDIA GPU every figure is measured, so any will do; peaks of others come from the profile.
+    profile = replace(profile, match=DeviceMatch()) if profile.device == "cuda" else profile
+    if reason := mismatch(profile, device_fingerprint(profile)):
+        raise BadInputError(f"a profile is measured on the device itself, and {reason}: run it there")
+
+
+def memory_bandwidth(profile: DeviceProfile, threads: int, progress: Progress) -> float:
+    """Of a CPU's memory in bytes a second; 0 for another device. Before the table: what fails late throws it away."""
+    if profile.device != "CPU":
+        return 0.0
+    with progress.phase("memory bandwidth"):
+        return read_bandwidth(threads)
 
 
 def measured_precision(
@@ -186,12 +210,8 @@ def measured_precision(
         whole: makes the model that the others are timed beside; the base unless given.
 
     Raises:
-        BadInputError: the profile is not this machine's; or as `time_stacks`.
+        BadInputError: as `time_stacks`.
     """
-    # Of a GPU every figure is measured, so any will do; a CPU's peaks come from the profile.
-    profile = replace(ruler.profile, match=DeviceMatch()) if ruler.profile.device == "cuda" else ruler.profile
-    if reason := mismatch(profile, host_fingerprint()):
-        raise BadInputError(f"a profile is measured on the device itself, and {reason}: run it there")
     report = ruler.progress or Progress(quiet=True)
     began = time.monotonic()
     with report.phase(f"latency table, {ruler.precision}"):
@@ -208,7 +228,13 @@ def measured_precision(
 
 
 def profile_of(
-    profile: DeviceProfile, key: TableKey, tables: Sequence[PrecisionTable], *, name: str, progress: Progress
+    profile: DeviceProfile,
+    key: TableKey,
+    tables: Sequence[PrecisionTable],
+    *,
+    name: str,
+    bandwidth: float,
+    progress: Progress,
 ) -> DeviceProfile:
     """A profile with what was measured in the place of what was assumed.
 
@@ -217,11 +243,12 @@ def profile_of(
         key: dimensions and workload of the table.
         tables: one a precision.
         name: of the new profile.
-        progress: where progress goes: the memory's bandwidth is measured here.
+        bandwidth: as `memory_bandwidth` found it.
+        progress: where progress goes: the figures of an NVIDIA GPU are measured here.
     """
     threads = tables[0].threads
     record = TableRecord(
-        host=host_fingerprint(),
+        host=device_fingerprint(profile),
         versions={package: version for table in tables for package, version in table.versions.items()},
         date=datetime.now(UTC).date().isoformat(),
         runtime=profile.runtime,
@@ -232,8 +259,9 @@ def profile_of(
     )
     costs = tuple(costs for table in tables for costs in table.costs)
     measured = f"measured {record.date} with {threads} threads"
-    with progress.phase("memory bandwidth"):
-        found = _with_figures(profile, threads, tuple(table.costs[0].precision for table in tables), measured)
+    with progress.phase("figures of the device"):
+        precisions = tuple(table.costs[0].precision for table in tables)
+        found = _with_figures(profile, threads, precisions, measured, bandwidth)
     return replace(
         found,
         name=name,
@@ -247,16 +275,28 @@ def profile_of(
     )
 
 
-def _with_figures(profile: DeviceProfile, threads: int, precisions: tuple[str, ...], measured: str) -> DeviceProfile:
-    """The profile with the bandwidth as measured; a GPU with everything else too, whichever it is."""
+def _with_figures(
+    profile: DeviceProfile, threads: int, precisions: tuple[str, ...], measured: str, bandwidth: float
+) -> DeviceProfile:
+    """The profile of this very device, a CPU with its bandwidth as measured, an NVIDIA GPU with everything else too."""
     if profile.device != "cuda":
         peaks = profile.limited_to(threads).peak_flops
+        profile = replace(
+            profile, precisions=precisions, peak_flops={item: peaks.get(item, peaks["fp32"]) for item in precisions}
+        )
+        if profile.device != "CPU":
+            return replace(profile, match=DeviceMatch(processors=(device_fingerprint(profile)["device"],)))
+        host = detect_host()
         return replace(
             profile,
-            precisions=precisions,
-            bandwidth_bytes_per_s=read_bandwidth(threads),
-            peak_flops={item: peaks.get(item, peaks["fp32"]) for item in precisions},
-            sources={**profile.sources, "bandwidth_bytes_per_s": measured},
+            match=match_of(host),
+            memory_bytes=host.memory_bytes or profile.memory_bytes,
+            bandwidth_bytes_per_s=bandwidth,
+            sources={
+                **profile.sources,
+                "bandwidth_bytes_per_s": measured,
+                **({"memory_bytes": "detected"} if host.memory_bytes else {}),
+            },
         )
     from prune_export.benchmark.torch_cuda_session import DeviceCuda
 

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from prune_export.benchmark.kit import BUDGET_S, ROUNDS, PrecisionTable, measured_precision, profile_of
+from prune_export.benchmark.kit import (
+    BUDGET_S,
+    ROUNDS,
+    PrecisionTable,
+    measured_precision,
+    memory_bandwidth,
+    profile_of,
+    refuse_elsewhere,
+)
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
@@ -64,16 +72,19 @@ def measure_profile(
     """
     report = progress or Progress(quiet=True)
     refuse_mixers(shape, "a latency table")
+    refuse_elsewhere(profile)
+    count = checked_threads(threads or profile.threads)
     fitted = workload.fitted(shape.context)
     multiple = max(1, profile.width_multiple)
     others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
+    bandwidth = memory_bandwidth(profile, count, report)
     tables: list[PrecisionTable] = []
     for precision in precisions:
         ruler = Ruler(
             profile,
             fitted,
             precision,
-            checked_threads(threads or profile.threads),
+            count,
             ROUNDS,
             budget_s=budget_s,
             progress=report,
@@ -95,7 +106,7 @@ def measure_profile(
                     whole=partial(_first, shape, dense, Path(folder), ruler, seed) if dense else None,
                 )
             )
-    return profile_of(profile, table_key(shape, fitted), tables, name=name, progress=report)
+    return profile_of(profile, table_key(shape, fitted), tables, name=name, bandwidth=bandwidth, progress=report)
 
 
 def built(

@@ -147,9 +147,19 @@ def _name_mismatch(profile: DeviceProfile, found: str, absent: str) -> str:
     return ""
 
 
+def _is_named(found: str, name: str) -> bool:
+    """Whole names: "NVIDIA L40S" is no "NVIDIA L4"; "NVIDIA H200*" says that any end will do."""
+    return found.startswith(name[:-1]) if name.endswith("*") else found == name
+
+
 def matches(profile: DeviceProfile, fingerprint: Mapping[str, str]) -> bool:
     """Whether a host is one of those that `profile` stands for, so that measuring there counts."""
     return not mismatch(profile, fingerprint)
+
+
+def match_of(host: Host) -> DeviceMatch:
+    """Hosts of the same processor and as many cores."""
+    return DeviceMatch((host.vendor,), (host.processor,), host.isa, (), host.cores, host.cores)
 
 
 def host_profile(built_in: Sequence[DeviceProfile], *, host: Host | None = None) -> DeviceProfile:
@@ -160,11 +170,6 @@ def host_profile(built_in: Sequence[DeviceProfile], *, host: Host | None = None)
     Args:
         built_in: profiles to take the speeds from, "cpu-edge" among them.
         host: describes the machine; detected if not given.
-def _is_named(found: str, name: str) -> bool:
-    """Whole names: "NVIDIA L40S" is no "NVIDIA L4"; "NVIDIA H200*" says that any end will do."""
-    return found.startswith(name[:-1]) if name.endswith("*") else found == name
-
-
     """
     host = detect_host() if host is None else host
     fingerprint = fingerprint_of(host)
@@ -179,7 +184,7 @@ def _is_named(found: str, name: str) -> bool:
         scaled,
         name="host",
         description=f"this machine: {host.processor}, {host.cores} cores",
-        match=DeviceMatch((host.vendor,), (host.processor,), host.isa, (), host.cores, host.cores),
+        match=match_of(host),
         threads=0,
         precisions=precisions,
         peak_flops={name: _peak(scaled, name) for name in precisions},

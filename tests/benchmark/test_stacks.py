@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from prune_export.benchmark import stacks, turns
+from prune_export.benchmark import bandwidth, stacks, turns
 from prune_export.benchmark.bandwidth import read_bandwidth
 from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
@@ -181,6 +183,20 @@ def test_two_models_are_compared_in_both_orders(tmp_path: Path, monkeypatch: pyt
     low, high = bootstrap(values)
     # The standard error of an interquartile mean of Gaussian values is about 1.09 s / sqrt(n) (efficiency 0.84).
     assert (high - low) / 2 == pytest.approx(1.96 * 1.09 * 0.01 / 20, rel=0.25)
+
+
+def test_bandwidth_takes_a_part_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def ones(count: int, kind: type) -> np.ndarray:
+        sizes.append(count * np.dtype(kind).itemsize)
+        return np.zeros(count, kind)
+
+    free = psutil.virtual_memory()._replace(available=64 << 20)
+    monkeypatch.setattr(bandwidth.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(bandwidth, "np", SimpleNamespace(ones=ones, int64=np.int64, max=np.max))
+    assert read_bandwidth(2) > 0
+    assert sizes == [8 << 20] * 2
 
 
 def test_bandwidth_is_that_of_memory_not_of_caches() -> None:
