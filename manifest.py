@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prune_export.errors import BadInputError
 from prune_export.hashes import FileRecord, check_seal, write_sealed
@@ -228,6 +228,23 @@ class FurtherTarget:
 
 
 @dataclass(frozen=True)
+class PlannedDevice:
+    """What a claim holds on.
+
+    Attributes:
+        runtime: that runs the delivered format.
+        device: the runtime's name of the device.
+        threads: given to the runtime; 0 for all physical cores.
+        match: the hosts, as in the device profile.
+    """
+
+    runtime: str
+    device: str
+    threads: int
+    match: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a delivered artifact.
 
@@ -248,6 +265,7 @@ class Manifest:
         met: the claim's figure is within the limit.
         figure: the claim's figure, over all samples; of a measured speed-up, in the deciding round.
         profile: device profile.
+        device: what the claim holds on; None in manifests of earlier versions.
         plan_digest: sha256 of plan.json; empty for a dense delivery.
         calibration: description, digest and Python version of the calibration text.
         evaluation: the same for the held-out text.
@@ -299,6 +317,7 @@ class Manifest:
     further: tuple[FurtherTarget, ...] = field(default=(), metadata=SPARSE)
     front: tuple[PredictedPoint, ...] = field(default=(), metadata=SPARSE)
     workload: Workload | None = field(default=None, metadata=SPARSE)
+    device: PlannedDevice | None = field(default=None, metadata=SPARSE)
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_tree_bytes: int = 0
     peak_tree_phase: str = ""

@@ -175,6 +175,11 @@ RUNTIMES: tuple[Runtime, ...] = (
 )
 
 
+def runtime_of(format: str) -> Runtime:
+    """The runtime that an artifact of a format is measured with."""
+    return next(runtime for runtime in RUNTIMES if runtime.format == format)
+
+
 @dataclass(frozen=True)
 class Found:
     """A model on disk.

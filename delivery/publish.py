@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from prune_export.benchmark.runtimes import runtime_of
 from prune_export.delivery.card import delivery_card, write_card
 from prune_export.delivery.ir_checks import continuation
 from prune_export.delivery.report import with_report_files, write_report
@@ -24,10 +25,12 @@ from prune_export.manifest import (
     PLAN_FILE,
     Candidate,
     Manifest,
+    PlannedDevice,
 )
 from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.loading import load_model, load_tokenizer
 from prune_export.prune.realise import stored_dtype
+from prune_export.records import to_json
 
 _SAMPLE_TOKENS = 48
 
@@ -93,6 +96,12 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         speedups=outcome.speedups,
         further=outcome.further,
         workload=job.workload,
+        device=PlannedDevice(
+            runtime=runtime_of(request.format).name,
+            device=job.profile.device,
+            threads=request.threads or job.profile.threads,
+            match=to_json(job.profile.match),
+        ),
         timings_s={name: round(seconds, 2) for name, seconds in job.progress.timings_s.items()},
         peak_tree_bytes=job.memory.peak_bytes,
         peak_tree_phase=job.memory.peak_phase,

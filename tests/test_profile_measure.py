@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ import numpy as np
 import pytest
 
 from prune_export import cli
+from prune_export.benchmark import claim, stacks, torch_cuda_session
 from prune_export.benchmark import kit as kits
-from prune_export.benchmark import stacks, torch_cuda_session
 from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
+from prune_export.delivery import preflight, profiling
 from prune_export.delivery import stacks as delivery_stacks
 from prune_export.delivery.kit import pack_kit
 from prune_export.delivery.profiling import measure_profile
 from prune_export.errors import BadInputError
+from prune_export.hashes import sealed
+from prune_export.manifest import Manifest
 from prune_export.profiles import DeviceMatch, host_fingerprint, load_profile, to_toml
 from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.synthetic import KNOWN_SHAPES
+from prune_export.records import to_json
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
@@ -53,10 +58,22 @@ def by_bytes(request: PanelRequest) -> PanelReply:
 def test_a_profile_is_measured_checked_and_read_back(
     shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
-    monkeypatch.setattr(stacks, "run_panel", by_bytes)
-    monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
+    order: list[str] = []
+
+    def panel(request: PanelRequest) -> PanelReply:
+        order.append("table")
+        return by_bytes(request)
+
+    def bandwidth(threads: int) -> float:
+        order.append("bandwidth")
+        return 1e10 * threads
+
+    monkeypatch.setattr(stacks, "run_panel", panel)
+    monkeypatch.setattr(kits, "read_bandwidth", bandwidth)
+    # As cpu-xeon, which stands for many machines and assumes their memory.
+    broad = replace(HOST, runtime=runtime, width_multiple=32, match=DeviceMatch(), memory_bytes=1)
     found = measure_profile(
-        shape, replace(HOST, runtime=runtime, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
+        shape, broad, name="box", precisions=("fp32",), workload=SMALL,
         threads=1, held_out=3, work=tmp_path,
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -64,6 +81,13 @@ def test_a_profile_is_measured_checked_and_read_back(
     assert table is not None
     assert table.record is not None
     assert (found.name, found.threads, found.bandwidth_bytes_per_s) == ("box", 1, 1e10)
+    assert order[:2] == ["bandwidth", "table"], "what fails late throws the table away"
+    assert order.count("bandwidth") == 1
+    assert (found.match, found.memory_bytes) == (HOST.match, HOST.memory_bytes), "of this host alone"
+    assert found.sources["memory_bytes"] == "detected"
+    assert table.record.host == host_fingerprint()
+    assert abs((datetime.now(UTC).date() - date.fromisoformat(table.record.date)).days) <= 1
+    assert f"measured {table.record.date} with 1 threads" in found.description
     assert (table.record.runtime, table.record.versions, table.record.threads) == (runtime, {"openvino": "1"}, 1)
     assert [error.models for error in table.record.held_out] == [3, 3]
     # The device is linear in the parameters, but for the bytes of constants beside the weights.
@@ -130,7 +154,7 @@ def test_a_profile_of_any_gpu_is_measured_whole(
 ) -> None:
     monkeypatch.setattr(stacks, "run_panel", by_bytes)
     monkeypatch.setattr(torch_cuda_session, "DeviceCuda", FakeCuda)
-    monkeypatch.setattr(kits, "host_fingerprint", lambda: host_fingerprint() | {"gpu": FakeCuda.name})
+    monkeypatch.setattr(kits, "device_fingerprint", lambda _: host_fingerprint() | {"gpu": FakeCuda.name})
     base = load_profile("gpu-cuda")
     found = measure_profile(
         shape, base, name="box", precisions=("bf16", "fp32"), workload=SMALL, threads=1, held_out=1, work=tmp_path
@@ -163,8 +187,18 @@ def test_the_depth_of_stacks_follows_from_the_cache(monkeypatch: pytest.MonkeyPa
     assert delivery_stacks.table_depth(mixed, "int8") == 16
 
 
+def elsewhere(*_: object) -> dict[str, str]:
+    """What another machine says of itself."""
+    return host_fingerprint() | {"vendor": "AnotherVendor"}
+
+
 def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
-    shape: ModelShape, checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shape: ModelShape,
+    checkpoint: Path,
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kit, box = tmp_path / "kit", tmp_path / "box.toml"
     packing = ["kit", "--model", str(checkpoint), "-o", str(kit), "--held-out", "1", "--depth", "2", "--quiet"]
@@ -186,8 +220,6 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     assert found.latency_table is not None
     assert found.latency_table.predict(shape.layers, "tpot", precision="int8") > 0
     # Back on the workstation, which is not the box: planned with the box's table, and called predicted.
-    elsewhere = replace(found, match=DeviceMatch(vendors=("AnotherVendor",)))
-    box.write_text(to_toml(elsewhere))
     limit = 0.9 * found.latency_table.predict(shape.layers, "tpot", precision="int8")
     delivery = [
         *("--model", str(checkpoint), "--device", str(box), "--target-latency", f"{limit * 1e6:.4f}us", "--quiet"),
@@ -195,16 +227,22 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
         *("--calibration", str(text_file), "--eval-text", str(text_file), "--mlp-group", "16"),
         *("--calibration-windows", "4", "--calibration-length", "64"),
     ]
-    assert cli.main(delivery) == 0
+    with monkeypatch.context() as workstation:
+        workstation.setattr(preflight, "host_fingerprint", elsewhere)
+        assert cli.main(delivery) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["claim"] == "predicted"
+    assert manifest["device"] == {
+        "runtime": "openvino", "device": "CPU", "threads": 1, "match": json.loads(json.dumps(to_json(found.match)))
+    }  # fmt: skip
     assert manifest["figure"] <= manifest["limit"] == pytest.approx(limit, rel=1e-3)
     # On the box the claim is measured, whether it holds or not, and written into a copy.
     capsys.readouterr()
+    refuses_what_is_not_claimed(tmp_path / "out", box, monkeypatch, capsys)
     measuring = ["benchmark", str(tmp_path / "out"), "--manifest", str(tmp_path / "measured.json"), "--processes", "1"]
     assert cli.main([*measuring, "--threads", "1", "--quiet"]) == 0
     copy = json.loads((tmp_path / "measured.json").read_text())
-    assert copy["claim"] == "measured"
+    assert (copy["claim"], copy["profile"], copy["device"]) == ("measured", "box", manifest["device"])
     assert copy["workload"] == manifest["workload"] == {**vars(Workload()), "prompt_tokens": 8, "new_tokens": 4}
     (delivered,) = [item for item in copy["candidates"] if item["delivered"]]
     assert copy["figure"] == pytest.approx(np.percentile(delivered["measurement"]["itl_s"], 90))
@@ -218,7 +256,46 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     assert "edited" in capsys.readouterr().err
 
 
-def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_path: Path) -> None:
+def refuses_what_is_not_claimed(
+    out: Path, box: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The claim: int8, prompt=8,new=4, one thread of this host."""
+    before = (out / "manifest.json").read_text()
+
+    def refused(*options: str) -> str:
+        assert cli.main(["benchmark", str(out), "--manifest", str(out / "measured.json"), "--quiet", *options]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert not (out / "measured.json").exists()
+        return line
+
+    for options, words in (
+        (
+            ["--workload", "prompt=16,new=4"],
+            "--workload prompt=16,new=4,batch=1: the claim is of prompt=8,new=4,batch=1",
+        ),
+        (["--precision", "fp32"], "--precision fp32: the claim is of int8"),
+        (["--threads", "2"], "--threads 2: the claim is of 1"),
+        (["--through", "genai"], "--through genai: a claim is of the runtime itself"),
+        (["--device", "cpu-xeon"], "--device cpu-xeon: the claim is of profile box: leave out --device"),
+    ):
+        assert words in refused(*options)
+    with monkeypatch.context() as workstation:
+        workstation.setattr(claim, "device_fingerprint", elsewhere)
+        for options in ([], ["--device", str(box)]):
+            assert "the claim is of another device: box stands for CPUs of" in refused(*options)
+    # Manifests of earlier versions do not say which hosts they are for: the profile's file does.
+    data = {key: value for key, value in json.loads(before).items() if key not in ("device", "content_digest")}
+    (out / "manifest.json").write_text(json.dumps(sealed(data)))
+    assert "is of an earlier version, which did not record the hosts of profile box" in refused()
+    assert Manifest.load(out).device is None
+    assert claim.claimed(out, load_profile(box), claim.Asked())[1] == load_profile(box)
+    (out / "manifest.json").write_text(before)
+
+
+def test_what_is_no_kit_or_another_device_is_one_line(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BadInputError, match=r"is no kit: it has no readable kit\.json"):
         measure_kit(tmp_path, HOST, name="box")
     (tmp_path / KIT_FILE).write_text('{"version": 0}')
@@ -229,11 +306,15 @@ def test_what_is_no_kit_or_another_device_is_one_line(shape: ModelShape, tmp_pat
     with pytest.raises(BadInputError, match="precision int8: torch is timed in fp32, bf16, fp16"):
         pack_kit(shape, replace(HOST, runtime="torch"), tmp_path / "kit", precisions=("int8",), workload=SMALL)
     assert not (tmp_path / "kit").exists()
+    built: list[object] = []
+    monkeypatch.setattr(profiling, "build_stack", lambda *_, **__: built.append(1))
+    monkeypatch.setattr(kits, "read_bandwidth", built.append)
     with pytest.raises(BadInputError, match="measured on the device itself"):
         measure_profile(
             shape, replace(HOST, match=DeviceMatch(vendors=("AnotherVendor",))), name="x", precisions=("fp32",),
             workload=SMALL, threads=1, work=tmp_path,
         )  # fmt: skip
+    assert built == [], "refused before any work"
 
 
 @pytest.mark.parametrize(

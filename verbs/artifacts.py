@@ -135,13 +135,21 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     workload = requested_workload(arguments)
     for destination in (arguments.json, arguments.csv, arguments.manifest):
         check_file(destination, arguments.force)
-    from prune_export.benchmark.claim import claimed, sentences, with_measurement
+    from prune_export.benchmark.claim import Asked, claimed, sentences, with_measurement
     from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark
     from prune_export.profiles.load import load_profile
 
     profile = load_profile(arguments.device)
-    manifest = claimed(arguments.directory) if arguments.manifest else None
-    if manifest is not None and not arguments.workload:
+    manifest = None
+    if arguments.manifest:
+        asked = Asked(
+            workload=workload if arguments.workload else None,
+            precision=arguments.precision or "",
+            threads=arguments.threads,
+            through=arguments.through,
+            compare=arguments.compare,
+        )
+        manifest, profile = claimed(arguments.directory, profile, asked)
         workload = manifest.workload or workload
     result = run_benchmark(
         arguments.directory,
@@ -158,7 +166,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     if "-" not in (arguments.json, arguments.csv):
         print(render_text(result))
     if manifest is not None:
-        manifest = with_measurement(manifest, result.measurements[0], profile)
+        manifest = with_measurement(manifest, result.measurements[0])
         emit(json.dumps(sealed(to_json(manifest)), indent=1), arguments.manifest)
         if "-" not in (arguments.json, arguments.csv, arguments.manifest):
             print("\n".join(sentences(manifest)))
