@@ -7,13 +7,23 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prune_export.benchmark.report_table import METRICS, STATISTICS, csv_text, json_data, labels, summary, text_table
+from prune_export.benchmark.report_table import (
+    METRICS,
+    STATISTICS,
+    csv_text,
+    json_data,
+    labels,
+    summary,
+    text_table,
+    throughput,
+)
 from prune_export.manifest import Measurement
-from prune_export.records import from_json
+from prune_export.records import from_json, to_json
 
 Make = Callable[..., Measurement]
 TTFT, ITL = (0.010, 0.012, 0.011), (0.001, 0.002, 0.0015, 0.001, 0.003, 0.0012)
@@ -51,6 +61,10 @@ def test_the_table_shows_figures_memory_and_conditions(make_measurement: Make) -
     on_gpu = replace(make_measurement(TTFT, ITL), peak_device_bytes=5 << 30)
     assert "of it from loading on), 5.00 GiB on the GPU, loads in" in text_table([on_gpu])
     assert csv_text([on_gpu]).splitlines()[1].endswith(f",{5 << 30}")
+    unknown = replace(on_gpu, peak_device_bytes=None)
+    assert "of it from loading on), - on the GPU, loads in" in text_table([unknown])
+    assert csv_text([unknown]).splitlines()[1].endswith(",-")
+    assert from_json(Measurement, to_json(unknown), where="") == unknown
     assert "peak_device_bytes" not in json_data([unsampled])[0]["measurement"], "only where there is one"
 
 
@@ -75,3 +89,11 @@ def test_csv_reads_back(make_measurement: Make) -> None:
     assert float(rows[0]["itl_p99_s"]) == pytest.approx(np.percentile(ITL, 99), rel=1e-8)
     assert float(rows[0]["e2e_mean_s"]) == pytest.approx(np.mean(TTFT) + sum(ITL) / 3, rel=1e-8)
     assert (rows[0]["prompt_tokens"], rows[0]["weights_bytes"]) == ("8", str(1 << 20))
+
+
+def test_the_names_are_documented(make_measurement: Make) -> None:
+    """With their counterparts in llm_bench and optimum-benchmark."""
+    text = (Path(__file__).parents[2] / "docs/devices.md").read_text(encoding="utf8")
+    rates = [f"{name}_tokens_per_s" for name in throughput(make_measurement(TTFT, ITL))]
+    for name in (*METRICS, *rates):
+        assert f"| `{name}` |" in text
