@@ -195,7 +195,9 @@ def _die_with_parent() -> None:
 
 def _obituary(subject: str, code: int, chatter: str) -> str:
     lines = [line.strip() for line in chatter.splitlines() if line.strip()]
-    end = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
+    end = f"ended with exit code {code}"
+    if code < 0:
+        end = f"was killed by signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
     last = f": {lines[-1]}" if lines else ""
     return f"{subject}: the worker process {end}{last}"
 

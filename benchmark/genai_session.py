@@ -19,6 +19,7 @@ from prune_export.benchmark.session import Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
 from prune_export.manifest import asked_cache
+from prune_export.profiles.host import detect_host
 
 
 class _Pipeline:
@@ -72,6 +73,7 @@ class OpenVINOPipeline(_Pipeline):
             device=self._device,
             capabilities=core.get_property(self._device, "OPTIMIZATION_CAPABILITIES"),
             kv_cache=asked_cache(folder),
+            isa=detect_host().isa,
         )
         begun = time.perf_counter()
         self._pipeline = self._genai.LLMPipeline(str(folder), self._device, **properties)

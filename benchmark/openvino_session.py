@@ -16,6 +16,7 @@ from prune_export.benchmark.session import Logits, Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError, PruneExportError
 from prune_export.manifest import asked_cache
+from prune_export.profiles.host import detect_host
 from prune_export.telemetry import import_openvino
 
 ov = import_openvino()
@@ -105,6 +106,7 @@ class OpenVINOSession:
             device=self._device,
             capabilities=capabilities,
             kv_cache=asked_cache(ir.parent),
+            isa=detect_host().isa,
         )
         begun = time.perf_counter()
         model = _read(core, ir)

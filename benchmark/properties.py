@@ -56,7 +56,13 @@ def cache_bytes(precision: str) -> int:
 
 
 def runtime_properties(
-    precision: str, *, threads: int, device: str, capabilities: Collection[str], kv_cache: str = ""
+    precision: str,
+    *,
+    threads: int,
+    device: str,
+    capabilities: Collection[str],
+    kv_cache: str = "",
+    isa: Collection[str] = (),
 ) -> dict[str, str | int | bool]:
     """Properties for `Core.compile_model`.
 
@@ -66,6 +72,7 @@ def runtime_properties(
         device: OpenVINO device name; thread and cache properties exist on "CPU" alone.
         capabilities: the device's OPTIMIZATION_CAPABILITIES.
         kv_cache: KV_CACHE_PRECISION that the artifact asks for; empty for that of the precision.
+        isa: the processor's flags, as `profiles.host.Host.isa`.
 
     Raises:
         BadInputError: unknown precision.
@@ -74,6 +81,8 @@ def runtime_properties(
     has_bf16 = "BF16" in capabilities
     if device == "CPU":
         compute = ("bf16" if has_bf16 else "f32") if options.compute == "default" else options.compute
+        if compute == "bf16" and not options.quantization_group and threads == 1 and "amx_bf16" in isa:
+            compute = "f32"  # `compile_model` of OpenVINO 2026.4 divides by zero there and takes the process with it
     else:
         compute = "f16" if "FP16" in capabilities and precision != "fp32" else "f32"
     cache = "f16" if options.kv_cache == "bf16" and not has_bf16 else options.kv_cache

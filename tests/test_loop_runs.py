@@ -71,8 +71,8 @@ def test_the_summary_counts_apart_what_was_not_pruned(script: ModuleType) -> Non
 
     runs = [run(0.99, 1.01), run(0.95, 1.03), run(0.9, 0.9), run(0.5, 0.5, pruned=False)]
     assert script.summary(runs) == (
-        "3 pruned, 1 dense, 0 refused; undershoot of the pruned: median 5.0%, worst 10.0%; over the limit when measured "
-        "again: 2, beyond that measurement's noise: 1"
+        "3 pruned, 1 dense, 0 refused; undershoot of the pruned: median 5.0%, worst 10.0%; over the limit when "
+        "measured again: 2, beyond that measurement's noise: 1"
     )
     assert runs[3].row.startswith("| memory <= 1 B, int8 dense | 1 B |")
     assert script.summary([run(0.5, 0.5, pruned=False)]) == "0 pruned, 1 dense, 0 refused"

@@ -5,8 +5,9 @@
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
-and that measurement's noise: for a speed-up how far the quartiles of its rounds are apart, for a limit how far the dense
-model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was refused.
+and that measurement's noise: for a speed-up how far the quartiles of its rounds are apart, for a limit how far the
+dense model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was
+refused.
 A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
 little calibration and held-out text, and a profile that `prune-export profile measure` made spares each run its table.
 """
@@ -108,7 +109,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="holds records and artifacts; resumed if it exists")
     parser.add_argument("--device", default="host", help="host, or a profile measured here (default host)")
     parser.add_argument("--precisions", default="fp32,int8", help="that may be delivered (default fp32,int8)")
-    parser.add_argument("--metric", default="tpot", choices=get_args(Metric)[:-1], help="that is limited (default tpot)")
+    parser.add_argument(
+        "--metric", default="tpot", choices=get_args(Metric)[:-1], help="that is limited (default tpot)"
+    )
     parser.add_argument("--speedups", default=_listed(SPEEDUPS), help=f"default {_listed(SPEEDUPS)}")
     parser.add_argument("--shares", default=_listed(SHARES), help="limits against the fastest dense precision's figure")
     parser.add_argument("--workload", default="prompt=512,new=128,batch=1")
@@ -151,8 +154,8 @@ def summary(runs: Sequence[Run]) -> str:
     unused = [run.undershoot for run in pruned]
     over = [run for run in delivered if run.over > 0]
     return (
-        f"{counted}; undershoot of the pruned: median {median(unused):.1%}, worst {max(unused):.1%}; over the limit when "
-        f"measured again: {len(over)}, beyond that measurement's noise: {sum(run.over > run.noise for run in over)}"
+        f"{counted}; undershoot of the pruned: median {median(unused):.1%}, worst {max(unused):.1%}; over the limit "
+        f"when measured again: {len(over)}, beyond that measurement's noise: {sum(run.over > run.noise for run in over)}"
     )
 
 

@@ -328,6 +328,9 @@ def test_a_worker_that_is_killed_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     other_worker(monkeypatch, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(PruneExportError, match=r"was killed by signal 9 \(out of memory\?\)$"):
         run_worker(request_for(tmp_path))
+    other_worker(monkeypatch, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGFPE)")
+    with pytest.raises(PruneExportError, match=r"was killed by signal 8$"):
+        run_worker(request_for(tmp_path))
 
 
 def test_an_interrupt_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.openvino_session import OpenVINOSession, held_bytes, is_present
 from prune_export.benchmark.properties import OPTIONS, cache_bytes, runtime_properties
 from prune_export.errors import BadInputError
+from prune_export.export.weights import compress
 from prune_export.profiles import host_cores, host_fingerprint, load_profile
 
 VOCAB = 96
@@ -119,6 +120,18 @@ def test_bf16_weights_are_widened_where_the_device_has_no_bf16() -> None:
         assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == (compute, cache)
 
 
+def test_bf16_weights_are_computed_in_f32_where_openvino_would_die() -> None:
+    amx = ("avx512_bf16", "amx_bf16")
+    for precision, threads, isa, compute in (
+        ("bf16", 1, amx, "f32"),
+        ("bf16", 2, amx, "bf16"),
+        ("bf16", 1, amx[:1], "bf16"),
+        ("int8", 1, amx, "bf16"),
+    ):
+        found = runtime_properties(precision, threads=threads, device="CPU", capabilities=["BF16"], isa=isa)
+        assert found["INFERENCE_PRECISION_HINT"] == compute
+
+
 def test_a_cache_that_the_export_was_asked_for_goes_before_that_of_the_precision() -> None:
     found = runtime_properties("fp32", threads=1, device="CPU", capabilities=["FP32"], kv_cache="u8")
     assert (found["INFERENCE_PRECISION_HINT"], found["KV_CACHE_PRECISION"]) == ("f32", "u8")
@@ -154,8 +167,9 @@ def test_openvino_is_asked_for_devices_that_are_no_cpu(monkeypatch: pytest.Monke
     assert device_fingerprint(gpu)["device"] == "the GPU"
 
 
-def test_the_options_are_those_that_openvino_runs_with(tiny_ir: Path) -> None:
-    made = session(tiny_ir, precision="int8")
+def test_the_options_are_those_that_openvino_runs_with(tiny_ir: Path, tmp_path: Path) -> None:
+    compress(tiny_ir, tmp_path / "int8", precision="int8")
+    made = session(tmp_path / "int8", precision="int8")
     compiled = made._request.get_compiled_model()
     assert made.options["KV_CACHE_PRECISION"] == "u8"
     assert compiled.get_property("KEY_CACHE_PRECISION") == ov.Type.u8
