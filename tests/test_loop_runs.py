@@ -82,7 +82,7 @@ def test_limits_are_shares_of_the_dense_figure_that_is_measured_once(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the real `targets`
-    request = Request(model="reference", target=Target("ttft", None, speedup=1.1))
+    request = Request(model="reference", device="host", target=Target("ttft", None, speedup=1.1))
     assert script.targets(request, tmp_path, tmp_path, [1.2], []) == [Target("ttft", None, speedup=1.2)]
     (tmp_path / "dense-ttft.figure").write_text("0.5")
     found = script.targets(request, tmp_path, tmp_path, [], [0.5, 0.8])
