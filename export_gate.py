@@ -94,8 +94,7 @@ def scored(
 ) -> ParityRecord:
     """What the gate in the delivered precision found; the NLLs are checked."""
     from prune_export.delivery.ir_checks import score_ir
-    from prune_export.delivery.variants import check_nll
-    from prune_export.export.gate import parity_record
+    from prune_export.export.gate import check_nll, parity_record
 
     agreement, nll = score_ir(
         stage,

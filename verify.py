@@ -98,7 +98,7 @@ def _own_parity(directory: Path, record: ExportRecord) -> str:
     import numpy as np
 
     from prune_export.delivery.ir_checks import score_ir
-    from prune_export.delivery.variants import check_nll
+    from prune_export.export.gate import check_nll
 
     with tempfile.TemporaryDirectory() as scratch:
         agreement, (nll,) = score_ir(

@@ -17,9 +17,8 @@ from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.ir_checks import compare, score_ir
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
-from prune_export.errors import ParityError
 from prune_export.evaluate import torch_nll
-from prune_export.export.gate import parity_record
+from prune_export.export.gate import check_nll, parity_record
 from prune_export.export.parity import greedy_tokens_of, torch_reference
 from prune_export.manifest import CHECKPOINT_FOLDER, ParityRecord
 from prune_export.shape import ModelShape
@@ -28,9 +27,6 @@ _GREEDY_TOKENS = 128
 _GREEDY_PROMPT = 32
 # Seconds a parameter on two cores: what the remaining time of the first phase of each kind is guessed from.
 _EXPORT_S, _PARITY_S, _COMPRESS_S = 1e-7, 5e-8, 6e-8
-# Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
-# hundredths and a few tenths; a wrong kernel costs whole nats.
-_NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
 
 
 @dataclass(frozen=True)
@@ -129,20 +125,6 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
     variant = Variant(name, precision, directory, shape, exp(statistics.fmean(nll)))
     parity = {key: value for key, value in made.parity.items() if key} | {precision: record}
     return replace(made, variants={**made.variants, precision: variant}, parity=parity)
-
-
-def check_nll(error: float, *, precision: str, name: str) -> None:
-    """The gate in the delivered precision: catches a runtime whose kernels compute something else.
-
-    Raises:
-        ParityError: the NLL differs from torch's by more than rounding the weights to this precision explains.
-    """
-    limit = _NLL_LIMITS[precision]
-    if not abs(error) <= limit:
-        raise ParityError(
-            f"{name} in {precision}: mean NLL differs from torch's by {error:+.3f} on held-out text, {limit:g} is "
-            "allowed: the runtime computes something else on this processor; try another --precision"
-        )
 
 
 def greedy_prompt(job: Job) -> NDArray[np.int64]:

@@ -23,6 +23,9 @@ TOLERANCE = 1e-4
 _ORDINARY_LOGIT = 30.0
 # Logits are kept of the last tokens of each chunk: earlier tokens of a long chunk show in these through the attention.
 KEPT = 32
+# Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
+# hundredths and a few tenths; a wrong kernel costs whole nats.
+_NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,20 @@ def ir_greedy_agreement(
     tokens = greedy(runner.step, np.asarray(prompt_ids, dtype=np.int64), len(expected))
     differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
     return (differing[0] if differing else len(tokens)) / max(1, len(tokens))
+
+
+def check_nll(error: float, *, precision: str, name: str) -> None:
+    """The gate in the delivered precision: catches a runtime whose kernels compute something else.
+
+    Raises:
+        ParityError: the NLL differs from torch's by more than rounding the weights to this precision explains.
+    """
+    limit = _NLL_LIMITS[precision]
+    if not abs(error) <= limit:
+        raise ParityError(
+            f"{name} in {precision}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the runtime "
+            "computes something else on this processor; try another --precision"
+        )
 
 
 def parity_record(

@@ -15,8 +15,8 @@ from prune_export.delivery.request import Request, default_output
 from prune_export.delivery.resources import TreeMemory
 from prune_export.delivery.state import KnownTrial, RunState
 from prune_export.delivery.steps import default_group
-from prune_export.delivery.variants import check_nll
 from prune_export.errors import BadInputError, ParityError
+from prune_export.export.gate import check_nll
 from prune_export.progress import Progress
 from prune_export.shape import LayerShape, MixerShape, ModelShape
 from prune_export.target import Target
