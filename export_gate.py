@@ -26,7 +26,8 @@ class Expected:
     Attributes:
         reference: .npz file of its logits.
         tokens: greedy continuation of the prompt.
-        windows: prompt and continuation, then held-out text, [1 + N, T].
+        window_nll: mean token NLL of prompt and continuation.
+        windows: held-out text, [N, T].
         nll: mean token NLL of each window.
         held_out: name of that text, with digests.
         threads: of torch, and of the gate then.
@@ -34,6 +35,7 @@ class Expected:
 
     reference: Path
     tokens: tuple[int, ...]
+    window_nll: float
     windows: Any
     nll: tuple[float, ...]
     held_out: str
@@ -57,13 +59,21 @@ def expected_of(checkpoint: Any, tokenizer: Any, scratch: Path, rounded: Rounded
     text = load_text(None, "evaluation")
     held_out = token_windows(text, tokenizer, count=_HELD_OUT, length=len(PROMPT) + len(tokens))
     windows = np.concatenate([np.asarray([[*PROMPT, *tokens]], dtype=np.int64), held_out])
-    nll = torch_nll(checkpoint, windows)
+    window_nll, *nll = torch_nll(checkpoint, windows)
     if rounded is not None:
         put_into(checkpoint, rounded)
     reference = scratch / "reference.npz"
     torch_reference(checkpoint).save(reference)
     described = f"{text.name}, digest {text.digest[:12]}; tokens {windows_digest(held_out)[:12]}"
-    return Expected(reference, tuple(tokens), windows, tuple(nll), described, torch.get_num_threads())
+    return Expected(
+        reference=reference,
+        tokens=tuple(tokens),
+        window_nll=window_nll,
+        windows=held_out,
+        nll=tuple(nll),
+        held_out=described,
+        threads=torch.get_num_threads(),
+    )
 
 
 def new_tokens(checkpoint: Any) -> int:
@@ -96,7 +106,7 @@ def scored(
     from prune_export.delivery.ir_checks import score_ir
     from prune_export.export.gate import check_nll, parity_record
 
-    agreement, nll = score_ir(
+    found = score_ir(
         stage,
         precision=precision,
         prompt=PROMPT,
@@ -107,17 +117,16 @@ def scored(
         progress=progress,
         scratch=scratch,
     )
-    errors = [ours - theirs for ours, theirs in zip(nll, expected.nll, strict=True)]
-    held_out_error = statistics.fmean(errors[1:])
-    for error in (errors[0], held_out_error):
+    held_out_error = statistics.fmean(ours - theirs for ours, theirs in zip(found.nll, expected.nll, strict=True))
+    for error in (found.continuation_nll - expected.window_nll, held_out_error):
         check_nll(error, precision=precision, name=name)
-    found = parity_record(*compared, greedy_tokens=len(expected.tokens), greedy_agreement=agreement)
+    record = parity_record(*compared, greedy_tokens=len(expected.tokens), greedy_agreement=found.agreement)
     return replace(
-        found,
+        record,
         prompt=PROMPT,
         nll_error=held_out_error,
         continuation=expected.tokens,
-        window_nll=expected.nll[0],
-        perplexity=math.exp(statistics.fmean(nll[1:])),
+        window_nll=expected.window_nll,
+        perplexity=math.exp(statistics.fmean(found.nll)),
         held_out=expected.held_out,
     )

@@ -130,8 +130,8 @@ class ParityRecord:
         greedy_agreement: share of them that equal torch's before the first difference.
         prompt: token ids that they continue.
         nll_error: mean token NLL of the delivered precision minus torch's, on held-out text.
-        continuation: torch's greedy continuation, where no checkpoint lies beside the artifact.
-        window_nll: torch's mean token NLL over prompt and continuation, likewise.
+        continuation: torch's greedy continuation of the prompt; empty in deliveries of earlier versions.
+        window_nll: torch's mean token NLL over prompt and continuation.
         perplexity: held-out perplexity through an export itself; a delivery's candidates have theirs.
         held_out: the text of it, with digests.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ _AGREEMENT_SLACK = 0.25
 def verify(directory: Path, *, checkpoint: str | None = None, progress: Progress | None = None) -> str:
     """Returns a line of what was checked, for exports in several formats one each.
 
-    Parity of an fp32 delivery is its logits' against the checkpoint in torch; a compressed one is compared by its
-    greedy tokens, whose agreement must not lie well below the manifest's.
+    Parity of an fp32 delivery is its logits' against the checkpoint in torch; a compressed one is compared by the NLL
+    of torch's greedy tokens, within the limits of the gate, and by its own, whose agreement must not lie well below
+    the manifest's.
 
     Args:
         directory: a delivery, an export, or a folder with exports in several formats.
@@ -60,18 +62,21 @@ def _delivery(directory: Path, report: Progress) -> str:
 
 
 def _delivered_parity(directory: Path, manifest: Manifest) -> str:
-    from prune_export.export.parity import check_parity, greedy_agreement
+    from prune_export.export.parity import check_parity, greedy_tokens_of
     from prune_export.prune.checkpoint import load
 
     model = load(directory / CHECKPOINT_FOLDER)
-    folder = directory / manifest.formats[0]
+    folder, recorded = directory / manifest.formats[0], manifest.parity
     if manifest.precision == "fp32":
         return _logits(*check_parity(model, folder))
-    recorded = manifest.parity
-    agreement = greedy_agreement(
-        model, folder, precision=manifest.precision, prompt_ids=recorded.prompt, new_tokens=recorded.greedy_tokens
-    )
-    return _tokens(directory, agreement, recorded)
+    if recorded.continuation:
+        _check_checkpoint(model, recorded, name=f"{directory / CHECKPOINT_FOLDER}")
+    else:  # an earlier version recorded the share alone
+        tokens = greedy_tokens_of(model, recorded.prompt, new_tokens=recorded.greedy_tokens)
+        recorded = replace(recorded, continuation=tuple(tokens))
+        recorded = replace(recorded, window_nll=_nll_of(model, recorded))
+    del model
+    return _recorded_parity(folder, manifest.precision, recorded)
 
 
 def _export(directory: Path, checkpoint: str | None, report: Progress) -> str:
@@ -95,30 +100,32 @@ def _own_parity(directory: Path, record: ExportRecord) -> str:
 
         tokens = greedy_tokens_of(read_decilm(directory), recorded.prompt, new_tokens=len(recorded.continuation))
         return _tokens(directory, _share(tokens, recorded.continuation), recorded)
-    import numpy as np
+    return _recorded_parity(directory, record.precision, recorded)
 
+
+def _recorded_parity(directory: Path, precision: str, recorded: ParityRecord) -> str:
+    """What is exported in a directory against the tokens and the NLL that torch gave."""
     from prune_export.delivery.ir_checks import score_ir
     from prune_export.export.gate import check_nll
 
     with tempfile.TemporaryDirectory() as scratch:
-        agreement, (nll,) = score_ir(
+        found = score_ir(
             directory,
-            precision=record.precision,
+            precision=precision,
             prompt=recorded.prompt,
             expected=recorded.continuation,
-            windows=np.asarray([[*recorded.prompt, *recorded.continuation]], dtype=np.int64),
             gate_threads=0,
             score_threads=0,
             progress=Progress(quiet=True),
             scratch=Path(scratch),
         )
-    check_nll(nll - recorded.window_nll, precision=record.precision, name=str(directory))
-    return _tokens(directory, agreement, recorded)
+    check_nll(found.continuation_nll - recorded.window_nll, precision=precision, name=str(directory))
+    return _tokens(directory, found.agreement, recorded)
 
 
 def _parity_with(checkpoint: str, directory: Path, record: ExportRecord) -> str:
     """The export against the checkpoint that it was made from, in torch."""
-    from prune_export.export.parity import check_parity, greedy_tokens_of
+    from prune_export.export.parity import check_parity
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import source_digest
     from prune_export.prune.sources import resolve_source
@@ -135,9 +142,33 @@ def _parity_with(checkpoint: str, directory: Path, record: ExportRecord) -> str:
         return _logits(*_layout_parity(model, directory, record))
     if record.precision == "fp32":
         return _logits(*check_parity(model, directory))
-    tokens = greedy_tokens_of(model, record.parity.prompt, new_tokens=len(record.parity.continuation))
-    share = _share(tokens, record.parity.continuation)
-    return f"{share:.0%} of torch's {len(tokens)} tokens are those that were recorded"
+    error = _check_checkpoint(model, record.parity, name=checkpoint)
+    return f"{checkpoint}: NLL of these tokens {error:+.1e} from what was recorded"
+
+
+def _check_checkpoint(model: Any, recorded: ParityRecord, *, name: str) -> float:
+    """What the export is compared with is what the checkpoint computes: its NLL is the recorded one.
+
+    By its NLL and not by its tokens, which a near tie of two of them may lead elsewhere on another processor.
+    """
+    from prune_export.export.gate import NLL_LIMITS
+
+    error = _nll_of(model, recorded) - recorded.window_nll
+    if not abs(error) <= NLL_LIMITS["fp32"]:
+        raise ParityError(
+            f"{name} in torch: mean NLL differs by {error:+.3f} from what was recorded, {NLL_LIMITS['fp32']:g} is "
+            "allowed: this host or this version of torch computes something else, make the artifact here"
+        )
+    return error
+
+
+def _nll_of(model: Any, recorded: ParityRecord) -> float:
+    import numpy as np
+
+    from prune_export.evaluate import torch_nll
+
+    (nll,) = torch_nll(model, np.asarray([[*recorded.prompt, *recorded.continuation]], dtype=np.int64))
+    return nll
 
 
 def _layout_parity(model: Any, directory: Path, record: ExportRecord) -> tuple[dict[str, float], float]:

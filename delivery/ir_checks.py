@@ -34,20 +34,20 @@ def score_ir(
     precision: str,
     prompt: Sequence[int],
     expected: Sequence[int],
-    windows: NDArray[np.int64],
+    windows: NDArray[np.int64] | None = None,
     gate_threads: int,
     score_threads: int,
     progress: Progress,
     scratch: Path,
-) -> tuple[float, tuple[float, ...]]:
-    """Share of torch's greedy tokens that the export generates too before the first difference; NLL of each window.
+) -> Found:
+    """Share of torch's greedy tokens that the export generates too before the first difference; NLL of them, windows.
 
     Args:
         directory: holds the exported model.
         precision: of its weights.
         prompt: token ids.
         expected: torch's greedy continuation of them.
-        windows: [N, T].
+        windows: [N, T], or None for none.
         gate_threads: threads for the greedy tokens; 0 leaves the choice to the runtime.
         score_threads: threads for the windows; 0 for all cores.
         progress: is told of windows done.
@@ -55,7 +55,8 @@ def score_ir(
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         stored = Path(folder) / "windows.npy"
-        np.save(stored, windows)
+        if windows is not None:
+            np.save(stored, windows)
         task = Task(
             directory=str(directory),
             precision=precision,
@@ -63,10 +64,9 @@ def score_ir(
             score_threads=score_threads,
             prompt=tuple(map(int, prompt)),
             expected=tuple(map(int, expected)),
-            windows=str(stored),
+            windows="" if windows is None else str(stored),
         )
-        found = run_task(task, progress.update)
-    return found.agreement, found.nll
+        return run_task(task, progress.update)
 
 
 def continuation(directory: Path, *, precision: str, prompt: Sequence[int], new_tokens: int) -> list[int]:

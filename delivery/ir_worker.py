@@ -57,6 +57,7 @@ class Found:
         errors: check to its largest logit error.
         tolerance: the limit on it.
         agreement: share of the expected tokens that are the same.
+        continuation_nll: mean token NLL of the prompt and the expected tokens.
         nll: mean token NLL of each window.
         tokens: greedy continuation.
     """
@@ -64,6 +65,7 @@ class Found:
     errors: dict[str, float] | None = None
     tolerance: float = 0.0
     agreement: float = 0.0
+    continuation_nll: float = 0.0
     nll: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
 
@@ -90,17 +92,21 @@ def perform(task: Task, report: Report) -> Found:
             directory, task.prompt, task.expected, precision=task.precision, threads=task.gate_threads
         )
     nll, tokens = (), ()  # type: tuple[float, ...], tuple[int, ...]
-    if task.windows or task.new_tokens:
+    continuation_nll = 0.0
+    if task.windows or task.new_tokens or task.expected:
         session = find_model(directory).runtime.open_session(
             directory, precision=task.precision, threads=task.score_threads, device="CPU", last_token_only=False
         )
         session.load()
         release_pages(directory)
+        if task.expected:
+            window = np.asarray([[*task.prompt, *task.expected]], dtype=np.int64)
+            (continuation_nll,) = score(session, window).nll_per_window
         if task.windows:
             nll = score(session, np.load(task.windows), report=report).nll_per_window
         if task.new_tokens:
             tokens = _continuation(session, task)
-    return Found(errors, tolerance, agreement, nll, tokens)
+    return Found(errors, tolerance, agreement, continuation_nll, nll, tokens)
 
 
 def _continuation(session: Session, task: Task) -> tuple[int, ...]:

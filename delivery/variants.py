@@ -39,6 +39,7 @@ class Build:
         plain: directory of the fp32 export, from which further precisions are made.
         expected: torch's greedy continuation of the check's prompt.
         reference_nll: torch's mean token NLL on the first held-out window.
+        window_nll: torch's mean token NLL over the check's prompt and `expected`.
     """
 
     variants: dict[str, Variant]
@@ -46,6 +47,7 @@ class Build:
     plain: Path
     expected: tuple[int, ...]
     reference_nll: float
+    window_nll: float = 0.0
 
 
 def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], precisions: tuple[str, ...]) -> Build:
@@ -72,13 +74,14 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
         torch_reference(model).save(saved)
         expected = greedy_tokens_of(model, prompt, new_tokens=min(_GREEDY_TOKENS, shape.context - len(prompt)))
         (reference_nll,) = torch_nll(model, job.evaluation[:1])
+        (window_nll,) = torch_nll(model, np.asarray([[*prompt, *expected]], dtype=np.int64))
         # The model and the compiled IR are never in memory together.
         del model
         free_memory()
         errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
         saved.unlink()
     record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0)
-    made = Build({}, {"": record}, plain, tuple(expected), reference_nll)
+    made = Build({}, {"": record}, plain, tuple(expected), reference_nll, window_nll)
     for precision in precisions:
         made = compressed(job, made, precision, name=name, shape=shape)
     return made
@@ -106,7 +109,7 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
                 made.plain, checkpoint, directory, precision, job.profile.int4_group
             )
     with job.progress.phase(f"{name} {precision}: perplexity through the artifact"):
-        agreement, nll = score_ir(
+        found = score_ir(
             directory,
             precision=precision,
             prompt=greedy_prompt(job).tolist(),
@@ -118,11 +121,18 @@ def compressed(job: Job, made: Build, precision: str, *, name: str = "", shape: 
             scratch=job.work,
         )
     gate = next(iter(made.parity.values()))
-    error = nll[0] - made.reference_nll
-    check_nll(error, precision=precision, name=name)
-    prompt = tuple(greedy_prompt(job).tolist())
-    record = replace(gate, greedy_agreement=agreement, prompt=prompt, nll_error=error)
-    variant = Variant(name, precision, directory, shape, exp(statistics.fmean(nll)))
+    error = found.nll[0] - made.reference_nll
+    for each in (error, found.continuation_nll - made.window_nll):
+        check_nll(each, precision=precision, name=name)
+    record = replace(
+        gate,
+        greedy_agreement=found.agreement,
+        prompt=tuple(greedy_prompt(job).tolist()),
+        nll_error=error,
+        continuation=made.expected,
+        window_nll=made.window_nll,
+    )
+    variant = Variant(name, precision, directory, shape, exp(statistics.fmean(found.nll)))
     parity = {key: value for key, value in made.parity.items() if key} | {precision: record}
     return replace(made, variants={**made.variants, precision: variant}, parity=parity)
 

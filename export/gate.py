@@ -25,7 +25,7 @@ _ORDINARY_LOGIT = 30.0
 KEPT = 32
 # Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
 # hundredths and a few tenths; a wrong kernel costs whole nats.
-_NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
+NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def check_nll(error: float, *, precision: str, name: str) -> None:
     Raises:
         ParityError: the NLL differs from torch's by more than rounding the weights to this precision explains.
     """
-    limit = _NLL_LIMITS[precision]
+    limit = NLL_LIMITS[precision]
     if not abs(error) <= limit:
         raise ParityError(
             f"{name} in {precision}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the runtime "

@@ -6,6 +6,8 @@ latency is exactly linear in the bytes of the weights, so that every decision of
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -30,7 +33,8 @@ from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.summary import Delivery, render
 from prune_export.errors import BadInputError, InfeasibleError, ParityError
 from prune_export.evaluate import evaluate
-from prune_export.manifest import Manifest, Measurement
+from prune_export.hashes import file_records
+from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.plan import PrunePlan
 from prune_export.progress import Progress
 from prune_export.target import Target, Workload
@@ -237,6 +241,7 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     assert "LLMPipeline" in text
     write_report(directory)
     assert "files as in the manifest" in verify(directory)
+    _check_wrong_scales(directory, directory.parent / "damaged")
     weights = directory / "checkpoint" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     (directory / "extra").write_text("x")
@@ -248,6 +253,38 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     path.write_text(path.read_text().replace('"met": true', '"met": false', 1))
     with pytest.raises(BadInputError, match=r"manifest.json was edited after it was written"):
         verify(directory)
+
+
+def _check_wrong_scales(directory: Path, damaged: Path) -> None:
+    """Whatever the share of equal tokens was: wrong scales of its int8 weights fail, though all hashes fit."""
+    shutil.copytree(directory, damaged)
+    manifest = Manifest.load(damaged)
+    assert manifest.precision == "int8"
+    assert len(manifest.parity.continuation) == manifest.parity.greedy_tokens
+    early = replace(manifest.parity, greedy_agreement=0.25)
+    # A manifest of an earlier version has neither tokens nor NLL.
+    parities = early, replace(early, continuation=(), window_nll=0.0)
+    for parity in parities:
+        replace(manifest, parity=parity).save(damaged)
+        assert "files as in the manifest" in verify(damaged)
+    constants = re.findall(
+        r'<data element_type="f16" shape="[^"]+" offset="(\d+)" size="(\d+)"',
+        (damaged / "openvino" / "openvino_model.xml").read_text(),
+    )
+    assert constants
+    path = damaged / "openvino" / "openvino_model.bin"
+    weights = bytearray(path.read_bytes())
+    for begin, size in ((int(begin), int(size)) for begin, size in constants):
+        weights[begin : begin + size] = np.full(size // 2, 3.0, np.float16).tobytes()
+    path.write_bytes(weights)
+    files = file_records(damaged, besides=MANIFEST)
+    for parity in parities:
+        replace(manifest, parity=parity, files=files).save(damaged)
+        with pytest.raises(ParityError, match=r"in int8: mean NLL differs from torch's by .*, 0.25 is allowed"):
+            verify(damaged)
+    replace(manifest, parity=replace(early, window_nll=early.window_nll + 0.01), files=files).save(damaged)
+    with pytest.raises(ParityError, match=r"checkpoint in torch: mean NLL differs by -0.010 from what was recorded"):
+        verify(damaged)
 
 
 def _check_card(directory: Path, manifest: Manifest) -> None:

@@ -75,12 +75,13 @@ def test_scores_and_continuations_are_torchs(model: Any, exported: Path, tmp_pat
     windows = np.random.default_rng(0).integers(0, 300, (6, 32))
     expected = greedy_tokens_of(model, PROMPT, new_tokens=12)
     progress = Listening()
-    agreement, nll = score_ir(
+    found = score_ir(
         exported, precision="fp32", prompt=PROMPT, expected=expected, windows=windows, gate_threads=1, score_threads=1,
         progress=progress, scratch=tmp_path,
     )  # fmt: skip
-    assert agreement == 1.0
-    assert nll == pytest.approx(torch_nll(model, windows), abs=1e-5)
+    assert found.agreement == 1.0
+    assert [found.continuation_nll] == pytest.approx(torch_nll(model, np.array([PROMPT + expected])), abs=1e-5)
+    assert found.nll == pytest.approx(torch_nll(model, windows), abs=1e-5)
     assert progress.told[-1] == (6, 6)
     assert not list(tmp_path.iterdir())
     assert continuation(exported, precision="fp32", prompt=PROMPT, new_tokens=12) == expected
