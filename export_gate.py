@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune_export.manifest import ParityRecord
+from prune_export.manifest import ParityRecord, asked_cache
 from prune_export.progress import Progress
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def scored(
     )
     held_out_error = statistics.fmean(ours - theirs for ours, theirs in zip(found.nll, expected.nll, strict=True))
     for error in (found.continuation_nll - expected.window_nll, held_out_error):
-        check_nll(error, precision=precision, name=name)
+        check_nll(error, precision=precision, name=name, cache=asked_cache(stage))
     record = parity_record(*compared, greedy_tokens=len(expected.tokens), greedy_agreement=found.agreement)
     return replace(
         record,

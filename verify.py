@@ -15,7 +15,7 @@ from typing import Any
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import check_files, check_seal
-from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest, ParityRecord
+from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest, ParityRecord, asked_cache
 from prune_export.progress import Progress
 
 _AGREEMENT_SLACK = 0.25
@@ -119,7 +119,8 @@ def _recorded_parity(directory: Path, precision: str, recorded: ParityRecord) ->
             progress=Progress(quiet=True),
             scratch=Path(scratch),
         )
-    check_nll(found.continuation_nll - recorded.window_nll, precision=precision, name=str(directory))
+    error = found.continuation_nll - recorded.window_nll
+    check_nll(error, precision=precision, name=str(directory), cache=asked_cache(directory))
     return _tokens(directory, found.agreement, recorded)
 
 

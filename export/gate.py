@@ -26,6 +26,8 @@ KEPT = 32
 # Nats a token.  fp32 differs by summation order only; int8 and int4 by rounding, which costs trained models a few
 # hundredths and a few tenths; a wrong kernel costs whole nats.
 NLL_LIMITS = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "int4": 1.0}
+# A cache rounded to a type costs no more than weights that are.
+_CACHE_AS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Reference:
 def check_against(reference: Reference, directory: Path, *, threads: int = 0) -> tuple[dict[str, float], float]:
     """Compares the logits of an exported fp32 model with torch's, or raises.
 
-    An IR runs with inference and cache in fp32 and dynamic quantization off.
+    An IR runs with inference and cache in fp32 and dynamic quantization off, whatever cache it was asked for.
 
     Args:
         reference: from the model that was exported.
@@ -77,7 +79,7 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
     Raises:
         ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
     """
-    runner = open_runner(directory, precision="fp32", threads=threads)
+    runner = open_runner(directory, precision="fp32", threads=threads, exact=True)
     errors = {}
     for check in parity_checks(reference.context):
         runner.reset()
@@ -119,16 +121,22 @@ def ir_greedy_agreement(
     return (differing[0] if differing else len(tokens)) / max(1, len(tokens))
 
 
-def check_nll(error: float, *, precision: str, name: str) -> None:
+def check_nll(error: float, *, precision: str, name: str, cache: str = "") -> None:
     """The gate in the delivered precision: catches a runtime whose kernels compute something else.
 
+    Args:
+        error: mean token NLL minus torch's.
+        precision: of the weights.
+        name: of the model, for the message.
+        cache: KV-cache precision that was asked for; empty for that of the precision.
+
     Raises:
-        ParityError: the NLL differs from torch's by more than rounding the weights to this precision explains.
+        ParityError: the NLL differs from torch's by more than rounding weights and cache to these precisions explains.
     """
-    limit = NLL_LIMITS[precision]
+    limit = max(NLL_LIMITS[precision], NLL_LIMITS[_CACHE_AS.get(cache, precision)])
     if not abs(error) <= limit:
         raise ParityError(
-            f"{name} in {precision}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the runtime "
+            f"{name} in {precision}{f', cache in {cache}' if cache else ''}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the runtime "
             "computes something else on this processor; try another --precision"
         )
 

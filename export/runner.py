@@ -35,16 +35,17 @@ class Runner(Protocol):
         ...
 
 
-def open_runner(directory: Path, *, precision: str, threads: int = 0) -> Runner:
+def open_runner(directory: Path, *, precision: str, threads: int = 0, exact: bool = False) -> Runner:
     """The runner for the model file in `directory`.
 
     Args:
         directory: holds openvino_model.xml or model.onnx.
         precision: of the weights; an ONNX file says all of it itself.
         threads: threads of the runtime; 0 leaves the choice to it.
+        exact: an IR's cache is kept as its precision says, whatever the export was asked for.
     """
     if not (directory / MODEL_ONNX).is_file():
-        return IrRunner(directory, precision=precision, threads=threads)
+        return IrRunner(directory, precision=precision, threads=threads, exact=exact)
     from prune_export.export.onnx_runner import OnnxRunner
 
     return OnnxRunner(directory, threads=threads)
@@ -58,14 +59,15 @@ class IrRunner:
         precision: "fp32" computes in fp32 throughout; for any other the runtime's defaults apply.  A cache precision
             that the export was asked for holds beside both.
         threads: threads of the runtime; 0 leaves the choice to it.
+        exact: that cache precision does not hold.
     """
 
-    def __init__(self, directory: Path, *, precision: str, threads: int = 0) -> None:
+    def __init__(self, directory: Path, *, precision: str, threads: int = 0, exact: bool = False) -> None:
         with quiet():
             import openvino
         properties: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         properties |= FP32_PROPERTIES if precision == "fp32" else {}
-        if cache := asked_cache(directory):
+        if not exact and (cache := asked_cache(directory)):
             properties["KV_CACHE_PRECISION"] = cache
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)

@@ -61,6 +61,16 @@ def test_a_compressed_export_is_compared_with_its_checkpoint_within_a_limit(chec
         verify(output, checkpoint=str(checkpoint))
 
 
+@pytest.mark.parametrize("cache", ["u8", "f16"])
+def test_fp32_with_a_rounded_cache_verifies_against_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, cache: str
+) -> None:
+    output = tmp_path / "fp32"
+    command = ["export", "--model", str(checkpoint), "--precision", "fp32", "--kv-cache-precision", cache]
+    assert main([*command, "-o", str(output), "--quiet"]) == 0
+    assert "largest logit error" in verify(output, checkpoint=str(checkpoint))
+
+
 def test_the_record_and_the_card_say_where_an_export_comes_from(exports: Path, checkpoint: Path) -> None:
     record = ExportRecord.load(exports / "onnx")
     assert {"README.md", "model.onnx", "model.onnx.data", "config.json"} <= record.files.keys()

@@ -17,6 +17,7 @@ from prune_export.delivery.state import KnownTrial, RunState
 from prune_export.delivery.steps import default_group
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export.gate import check_nll
+from prune_export.export.openvino_options import CACHES
 from prune_export.progress import Progress
 from prune_export.shape import LayerShape, MixerShape, ModelShape
 from prune_export.target import Target
@@ -95,9 +96,20 @@ def test_state_is_found_again_by_the_same_key_only(tmp_path: Path) -> None:
 def test_a_wrong_kernel_fails_the_gate_and_rounding_does_not() -> None:
     check_nll(0.05, precision="int8", name="pruned")
     check_nll(-0.0005, precision="fp32", name="pruned")
-    for error, precision in ((0.3, "int8"), (0.002, "fp32"), (float("nan"), "int8")):
+    check_nll(0.05, precision="fp32", name="pruned", cache="u8")
+    check_nll(0.5, precision="int4", name="pruned", cache="f32")
+    for error, precision, cache in (
+        (0.3, "int8", ""), (0.002, "fp32", ""), (float("nan"), "int8", ""), (0.3, "fp32", "u8"), (0.05, "fp32", "f16"),
+    ):  # fmt: skip
         with pytest.raises(ParityError, match="computes something else on this processor"):
-            check_nll(error, precision=precision, name="pruned")
+            check_nll(error, precision=precision, name="pruned", cache=cache)
+
+
+def test_every_cache_that_can_be_asked_for_has_a_limit() -> None:
+    for cache in CACHES:
+        check_nll(0.0, precision="fp32", name="pruned", cache=cache)
+        with pytest.raises(ParityError, match=f"in fp32, cache in {cache}: mean NLL"):
+            check_nll(2.0, precision="fp32", name="pruned", cache=cache)
 
 
 def test_a_state_space_model_has_no_latency_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 from tiny_exports import CONTEXT, DENSE_LAYER, Exported, make_model, make_shape
 
 from prune_export.errors import ParityError
+from prune_export.export.checks import Step
 from prune_export.export.gate import TOLERANCE, ir_greedy_agreement, parity_record
 from prune_export.export.openvino_ir import export_graph_only
 from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of
+from prune_export.export.runner import open_runner
+from prune_export.manifest import OPENVINO_RECORD
 from prune_export.shape import ModelShape
 
 
@@ -75,6 +79,21 @@ def test_another_rotary_base_fails(llama: Exported) -> None:
     model.model.rotary_emb.inv_freq.mul_(1.001)
     with pytest.raises(ParityError, match="over the limit"):
         check_parity(model, llama.directory)
+
+
+def test_an_asked_for_cache_has_no_part_in_the_comparison_of_logits(llama: Exported, tmp_path: Path) -> None:
+    directory = tmp_path / "u8"
+    shutil.copytree(llama.directory, directory)
+    (directory / OPENVINO_RECORD).write_text(json.dumps({"kv_cache": "u8"}))
+    _, tolerance = check_parity(llama.model, directory)
+    ids = np.resize(llama.prompt(), 33)[None]
+    logits = []
+    for exact in (True, False):
+        runner = open_runner(directory, precision="fp32", threads=1, exact=exact)
+        for begin, end in ((0, 32), (32, 33)):
+            positions = np.arange(begin, end)[None]
+            logits.append(runner.step(Step(ids[:, begin:end], np.ones((1, end), np.int64), positions)))
+    assert np.abs(logits[1] - logits[3]).max() > tolerance  # what it would have been compared with
 
 
 def test_large_logits_are_judged_by_their_size(tmp_path: Path) -> None:
