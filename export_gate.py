@@ -30,6 +30,7 @@ class Expected:
         windows: held-out text, [N, T].
         nll: mean token NLL of each window.
         held_out: name of that text, with digests.
+        unchecked: what the checks do not reach.
         threads: of torch, and of the gate then.
     """
 
@@ -39,6 +40,7 @@ class Expected:
     windows: Any
     nll: tuple[float, ...]
     held_out: str
+    unchecked: tuple[str, ...]
     threads: int
 
 
@@ -51,7 +53,7 @@ def expected_of(checkpoint: Any, tokenizer: Any, scratch: Path, rounded: Rounded
     import torch
 
     from prune_export.evaluate import torch_nll
-    from prune_export.export.parity import greedy_tokens_of, torch_reference
+    from prune_export.export.parity import greedy_tokens_of, torch_reference, unchecked
     from prune_export.export.rounded import put_into
     from prune_export.texts import load_text, token_windows, windows_digest
 
@@ -72,6 +74,7 @@ def expected_of(checkpoint: Any, tokenizer: Any, scratch: Path, rounded: Rounded
         windows=held_out,
         nll=tuple(nll),
         held_out=described,
+        unchecked=unchecked(checkpoint),
         threads=torch.get_num_threads(),
     )
 
@@ -129,4 +132,5 @@ def scored(
         window_nll=expected.window_nll,
         perplexity=math.exp(statistics.fmean(found.nll)),
         held_out=expected.held_out,
+        unchecked=expected.unchecked,
     )

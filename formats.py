@@ -226,7 +226,7 @@ def _decilm_family(model_type: str) -> None:
 def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> ParityRecord:
     from prune_export.export.decilm import DTYPES, check_decilm, round_weights, write_decilm
     from prune_export.export.gate import parity_record
-    from prune_export.export.parity import greedy_tokens_of
+    from prune_export.export.parity import greedy_tokens_of, unchecked
     from prune_export.prune.checkpoint import load
     from prune_export.prune.loading import load_tokenizer
 
@@ -238,7 +238,9 @@ def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> Pari
         count = new_tokens(checkpoint)
         errors, tolerance, agreement = check_decilm(checkpoint, stage, prompt=PROMPT, new_tokens=count)
         tokens = greedy_tokens_of(checkpoint, PROMPT, new_tokens=count)
-    found = parity_record(errors, tolerance, greedy_tokens=count, greedy_agreement=agreement)
+    found = parity_record(
+        errors, tolerance, greedy_tokens=count, greedy_agreement=agreement, unchecked=unchecked(checkpoint)
+    )
     return replace(found, prompt=PROMPT, continuation=tuple(tokens))
 
 

@@ -134,6 +134,7 @@ class ParityRecord:
         window_nll: torch's mean token NLL over prompt and continuation.
         perplexity: held-out perplexity through an export itself; a delivery's candidates have theirs.
         held_out: the text of it, with digests.
+        unchecked: what the checks do not reach, in words.
     """
 
     max_logit_error: float
@@ -147,6 +148,7 @@ class ParityRecord:
     window_nll: float = field(default=0.0, metadata=SPARSE)
     perplexity: float = field(default=0.0, metadata=SPARSE)
     held_out: str = field(default="", metadata=SPARSE)
+    unchecked: tuple[str, ...] = field(default=(), metadata=SPARSE)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def delivery_card(manifest: Manifest, plan: PrunePlan | None) -> str:
                 "parity": _parity(manifest.parity.max_logit_error, manifest.parity.tolerance)
                 + f", {manifest.parity.greedy_agreement:.0%} of {manifest.parity.greedy_tokens} greedy tokens in "
                 f"{precision}",
+                **_not_compared(manifest.parity),
                 "host": _words(_host(manifest)),
                 "versions": _words(manifest.versions),
             },
@@ -92,6 +93,7 @@ def export_card(record: ExportRecord) -> str:
                 "parity": _parity(record.parity.max_logit_error, record.parity.tolerance)
                 + f", {record.parity.greedy_agreement:.0%} of {record.parity.greedy_tokens} greedy tokens in "
                 f"{record.precision}",
+                **_not_compared(record.parity),
                 **(_held_out(record.parity) if record.parity.held_out else {}),
                 **({"rounding": _words(record.rounding)} if record.rounding else {}),
                 **({"stored otherwise": _words(record.departures)} if record.departures else {}),
@@ -101,6 +103,10 @@ def export_card(record: ExportRecord) -> str:
         ),
     ]
     return _front(record.source, library, (*_TAGS, record.format, record.precision)) + "\n".join(lines) + "\n"
+
+
+def _not_compared(parity: ParityRecord) -> dict[str, str]:
+    return {"not compared": "; ".join(parity.unchecked)} if parity.unchecked else {}
 
 
 def _held_out(parity: ParityRecord) -> dict[str, str]:

@@ -104,6 +104,7 @@ def _checks(manifest: Manifest) -> dict[str, str]:
     return {
         "logits": f"largest error {gate.max_logit_error:.1e} of {gate.tolerance:.0e} allowed, in fp32 against torch",
         **{f"logits, {name}": f"{error:.1e}" for name, error in gate.checks.items()},
+        "not compared": "; ".join(gate.unchecked),
         "greedy tokens": greedy,
         "NLL": f"{gate.nll_error:+.2e} nats a token against torch's",
     }

@@ -19,7 +19,7 @@ from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.evaluate import torch_nll
 from prune_export.export.gate import check_nll, parity_record
-from prune_export.export.parity import greedy_tokens_of, torch_reference
+from prune_export.export.parity import greedy_tokens_of, torch_reference, unchecked
 from prune_export.manifest import CHECKPOINT_FOLDER, ParityRecord
 from prune_export.shape import ModelShape
 
@@ -74,13 +74,14 @@ def build(job: Job, name: str, make: Callable[[], tuple[Any, Any, ModelShape]], 
         torch_reference(model).save(saved)
         expected = greedy_tokens_of(model, prompt, new_tokens=min(_GREEDY_TOKENS, shape.context - len(prompt)))
         (reference_nll,) = torch_nll(model, job.evaluation[:1])
+        beyond = unchecked(model)
         (window_nll,) = torch_nll(model, np.asarray([[*prompt, *expected]], dtype=np.int64))
         # The model and the compiled IR are never in memory together.
         del model
         free_memory()
         errors, tolerance = compare(saved, plain, threads=torch.get_num_threads())
         saved.unlink()
-    record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0)
+    record = parity_record(errors, tolerance, greedy_tokens=len(expected), greedy_agreement=0.0, unchecked=beyond)
     made = Build({}, {"": record}, plain, tuple(expected), reference_nll, window_nll)
     for precision in precisions:
         made = compressed(job, made, precision, name=name, shape=shape)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 # Longest sequence that is run: the checks stay within seconds for models of a few billion parameters.  Rotary positions
 # up to the context's last are reached with short sequences that begin there.
 LONGEST = 256
+# Tokens at the context's last positions.
+LAST = 8
 _SEED = 20250119
 
 
@@ -77,8 +79,26 @@ def parity_checks(context: int) -> tuple[Check, ...]:
         Check(f"long prompt, {length} tokens", one, (length - length // 2 - 1, length // 2, 1)),
     ]
     if context > LONGEST:
-        checks.append(Check(f"last positions, up to {context - 1}", one, (7, 1), first_position=context - 8))
+        checks.append(Check(f"last positions, up to {context - 1}", one, (LAST - 1, 1), first_position=context - LAST))
     return tuple(checks)
+
+
+def reached(check: Check, begin: int, context: int) -> str:
+    """Name of a check of the last positions that had to begin earlier."""
+    return f"late positions, up to {begin + sum(check.chunks) - 1} of {context - 1}"
+
+
+def unreached(context: int, window: int) -> tuple[str, ...]:
+    """What no check looks at, for the record.
+
+    Args:
+        context: longest sequence of the model.
+        window: tokens of its sliding window; 0 for none.
+    """
+    longest = min(context, LONGEST)
+    if not longest <= window < context:
+        return ()
+    return (f"a sliding window of {window} tokens, since sequences end at {longest}",)
 
 
 def _within(context: int, *chunks: int) -> tuple[int, ...]:

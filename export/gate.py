@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_export.errors import ParityError
-from prune_export.export.checks import Step, parity_checks
-from prune_export.export.runner import open_runner
+from prune_export.export.checks import Step, parity_checks, reached
+from prune_export.export.runner import Runner, open_runner
 from prune_export.manifest import ParityRecord
 
 # fp32 keeps 24 bits: about 6e-8 of a value's size for each operation.  The two runtimes sum the same products in
@@ -38,15 +38,20 @@ class Reference:
         context: longest sequence of the model.
         vocab_size: V.
         logits: check name to the logits of each of its steps, [B, kept, V].
+        rotary: cosines and sines of the context's last positions, [2, T, d / 2]; None for a model without rotary
+            positions, or with a short context.
     """
 
     context: int
     vocab_size: int
     logits: dict[str, tuple[NDArray[np.float32], ...]]
+    rotary: NDArray[np.float32] | None = None
 
     def save(self, path: Path) -> None:
         """Writes everything to one .npz file."""
         arrays = {f"{name}|{index}": step for name, steps in self.logits.items() for index, step in enumerate(steps)}
+        if self.rotary is not None:
+            arrays["rotary"] = self.rotary
         np.savez(path, sizes=np.array([self.context, self.vocab_size]), **arrays)  # type: ignore[arg-type]
 
     @classmethod
@@ -56,16 +61,19 @@ class Reference:
         with np.load(path) as file:
             context, vocab_size = file["sizes"].tolist()
             for key in file.files:
-                if key != "sizes":  # the steps of a check come in their order
-                    name = key.rpartition("|")[0]
+                name, _, step = key.rpartition("|")
+                if step.isdecimal():  # the steps of a check come in their order
                     logits[name] = (*logits.get(name, ()), file[key])
-        return cls(context, vocab_size, logits)
+            rotary = file["rotary"] if "rotary" in file.files else None
+        return cls(context, vocab_size, logits, rotary)
 
 
 def check_against(reference: Reference, directory: Path, *, threads: int = 0) -> tuple[dict[str, float], float]:
     """Compares the logits of an exported fp32 model with torch's, or raises.
 
-    An IR runs with inference and cache in fp32 and dynamic quantization off, whatever cache it was asked for.
+    Where a runner cannot reach the context's last positions, the check of them is named by what it reached, and the
+    table of rotations is compared with torch's at the last ones.  An IR runs with inference and cache in fp32 and
+    dynamic quantization off, whatever cache it was asked for.
 
     Args:
         reference: from the model that was exported.
@@ -73,7 +81,7 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
         threads: threads of the runtime; 0 leaves the choice to it.
 
     Returns:
-        The largest absolute logit error of each check (divided by |logit| / 30 where the largest logit is above 30),
+        The largest absolute error of each check (divided by |logit| / 30 where the largest logit is above 30),
         and the limit on it.
 
     Raises:
@@ -83,19 +91,42 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
     errors = {}
     for check in parity_checks(reference.context):
         runner.reset()
-        errors[check.name] = 0.0
+        name, begin = check.name, runner.reachable(check.first_position)
+        if begin < check.first_position:
+            name = reached(check, begin, reference.context)
+            errors |= _table_error(runner, reference)
+        errors[name] = 0.0
         for step, theirs in zip(check.steps(reference.vocab_size), reference.logits[check.name], strict=True):
             kept = min(KEPT, step.ids.shape[1])
             ours = runner.step(step)[:, -kept:]
-            error = _error(check.name, ours, theirs, step.mask[:, -kept:] == 1)
-            errors[check.name] = max(errors[check.name], error)
-        if not errors[check.name] <= TOLERANCE:
-            raise ParityError(
-                f'parity check "{check.name}": largest logit error {errors[check.name]:.2g} is over the limit '
-                f"{TOLERANCE:.0e}: the exported model computes something else than the torch model; export again, and "
-                "check the processor and the runtime's version if it stays"
-            )
+            error = _error(name, ours, theirs, step.mask[:, -kept:] == 1)
+            errors[name] = max(errors[name], error)
+        _judge(name, "logit", errors[name])
     return errors, TOLERANCE
+
+
+def _table_error(runner: Runner, reference: Reference) -> dict[str, float]:
+    """Largest error of the rotations at the last positions; nothing where there is no table."""
+    if reference.rotary is None:
+        return {}
+    last, rows = reference.context - 1, reference.rotary.shape[1]
+    ours = runner.rotary_rows(reference.context - rows, reference.context)
+    if ours is None:
+        return {}
+    name = f"table of rotations, last positions, up to {last}"
+    same = ours.shape == reference.rotary.shape
+    error = float(np.abs(ours - reference.rotary).max()) if same else float("inf")
+    _judge(name, "table", error)
+    return {name: error}
+
+
+def _judge(name: str, what: str, error: float) -> None:
+    if not error <= TOLERANCE:
+        raise ParityError(
+            f'parity check "{name}": largest {what} error {error:.2g} is over the limit {TOLERANCE:.0e}: the exported '
+            "model computes something else than the torch model; export again, and check the processor and the "
+            "runtime's version if it stays"
+        )
 
 
 def ir_greedy_agreement(
@@ -135,14 +166,20 @@ def check_nll(error: float, *, precision: str, name: str, cache: str = "") -> No
     """
     limit = max(NLL_LIMITS[precision], NLL_LIMITS[_CACHE_AS.get(cache, precision)])
     if not abs(error) <= limit:
+        kept = f", cache in {cache}" if cache else ""
         raise ParityError(
-            f"{name} in {precision}{f', cache in {cache}' if cache else ''}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the runtime "
-            "computes something else on this processor; try another --precision"
+            f"{name} in {precision}{kept}: mean NLL differs from torch's by {error:+.3f}, {limit:g} is allowed: the "
+            "runtime computes something else on this processor; try another --precision"
         )
 
 
 def parity_record(
-    errors: dict[str, float], tolerance: float, *, greedy_tokens: int, greedy_agreement: float
+    errors: dict[str, float],
+    tolerance: float,
+    *,
+    greedy_tokens: int,
+    greedy_agreement: float,
+    unchecked: tuple[str, ...] = (),
 ) -> ParityRecord:
     """What the gate found, for the manifest."""
     return ParityRecord(
@@ -151,6 +188,7 @@ def parity_record(
         checks=errors,
         greedy_tokens=greedy_tokens,
         greedy_agreement=greedy_agreement,
+        unchecked=unchecked,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prune_export.errors import BadInputError, nearest
 
-_PRUNED_PREFIX = "prune_"
+PRUNED_PREFIX = "prune_"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def row_of(model_type: str) -> tuple[str, Row]:
     Raises:
         BadInputError: it has no row.
     """
-    name = model_type.removeprefix(_PRUNED_PREFIX)
+    name = model_type.removeprefix(PRUNED_PREFIX)
     if name not in ROWS:
         raise BadInputError(
             f'architecture "{model_type}" has no ONNX export: use one of {", ".join(ROWS)}{nearest(name, ROWS)}'

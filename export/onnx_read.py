@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prune_export.errors import BadInputError
-from prune_export.export.onnx_families import Row, row_of
+from prune_export.export.onnx_families import PRUNED_PREFIX, ROWS, Row, row_of
 from prune_export.export.onnx_spec import Attention, Decoder, Layer, Linear, Mlp, Norm
 from prune_export.export.rounded import RoundedMatrix, RoundedWeights
 from prune_export.prune.shapes import head_dim
@@ -226,6 +226,20 @@ def _positions(model: Any, row: Row) -> torch.Tensor | None:
     return table[row.position_offset :]
 
 
+def rotary_rows(model: Any, begin: int, end: int) -> NDArray[np.float32] | None:
+    """Cosines and sines [2, T, d / 2] of these positions as the model computes them.
+
+    None for one without rotary positions, without ONNX form, or whose rotations depend on the sequence's length.
+    """
+    row = ROWS.get(str(model.config.model_type).removeprefix(PRUNED_PREFIX))
+    if row is None or not row.rotary:
+        return None
+    module = model.get_submodule(row.rotary)
+    if getattr(module, "rope_type", "default") not in _ROTATIONS:
+        return None
+    return np.stack([part.numpy() for part in _rotations(module, torch.arange(begin, end))])
+
+
 def _rotary(model: Any, row: Row, context: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     if not row.rotary:
         return None
@@ -235,7 +249,11 @@ def _rotary(model: Any, row: Row, context: int) -> tuple[torch.Tensor, torch.Ten
         raise BadInputError(
             f'rotary positions of type "{kind}" have no ONNX export: supported are {", ".join(_ROTATIONS)}'
         )
+    return _rotations(module, torch.arange(context))
+
+
+def _rotations(module: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        cosines, sines = module(torch.zeros(1), torch.arange(context)[None])
+        cosines, sines = module(torch.zeros(1), positions[None])
     half = cosines.shape[-1] // 2
     return cosines[0, :, :half].float().clone(), sines[0, :, :half].float().clone()

@@ -26,6 +26,7 @@ class OnnxRunner:
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         import onnxruntime
 
+        self._directory = directory
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -65,10 +66,31 @@ class OnnxRunner:
         ]
         return np.concatenate(parts, axis=1)
 
+    def reachable(self, position: int) -> int:
+        """Any where positions are an input; else as far as a made-up cache goes."""
+        return position if self._positions else self._room(position, 1)
+
+    def rotary_rows(self, begin: int, end: int) -> NDArray[np.float32] | None:
+        """Cosines and sines [2, T, d / 2] of these positions, from the table that the attentions are given."""
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(self._directory / MODEL_ONNX, load_external_data=False).graph
+        given = (tuple(node.input[7:9]) for node in graph.node if node.op_type == "GroupQueryAttention")
+        names: tuple[str, ...] = next(given, ())
+        tables = {item.name: item for item in graph.initializer if item.name in names}
+        if len(tables) != 2:
+            return None
+        rows = [numpy_helper.to_array(tables[name], str(self._directory))[begin:end] for name in names]
+        return np.stack(rows).astype(np.float32)
+
+    def _room(self, position: int, batch: int) -> int:
+        row_bytes: int = sum(batch * heads * width * 4 for _, heads, _, width in self._caches.values())
+        return min(position, _MADE_UP_BYTES // row_bytes)
+
     def _begin(self, batch: int, first_position: int) -> None:
         """An empty cache, or one of padding up to the first position: tokens after it are rotated as later ones are."""
-        row_bytes = sum(batch * heads * width * 4 for _, heads, _, width in self._caches.values())
-        self._skipped = min(first_position, _MADE_UP_BYTES // row_bytes)
+        self._skipped = self._room(first_position, batch)
         self._past = {
             name: np.zeros((batch, heads, self._skipped, width), np.float32)
             for name, (_, heads, _, width) in self._caches.items()

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from prune_export.export.checks import LONGEST, Step, parity_checks
+from prune_export.export.checks import LAST, LONGEST, Step, parity_checks, unreached
 from prune_export.export.gate import KEPT, Reference, check_against, greedy, ir_greedy_agreement
+from prune_export.export.onnx_read import rotary_rows
 from prune_export.prune.families import family_of
 from prune_export.prune.shapes import model_shape
 
@@ -38,7 +39,17 @@ def torch_reference(model: PreTrainedModel) -> Reference:
     for check in parity_checks(context):
         stepper = _stepper(model, kept=KEPT)
         logits[check.name] = tuple(stepper.step(step) for step in check.steps(shape.vocab_size))
-    return Reference(context, shape.vocab_size, logits)
+    rotary = rotary_rows(model, context - LAST, context) if context > LONGEST else None
+    return Reference(context, shape.vocab_size, logits, rotary)
+
+
+def unchecked(model: PreTrainedModel) -> tuple[str, ...]:
+    """What no check of the gate reaches in this model, for the record."""
+    shape = model_shape(model.config)
+    kinds = getattr(model.config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    window = getattr(model.config, "sliding_window", None) if slides and shape.mixer is None else None
+    return unreached(shape.context, window or 0)
 
 
 def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray[Any], *, new_tokens: int) -> list[int]:

@@ -34,6 +34,14 @@ class Runner(Protocol):
         """Appends tokens to the cache and gives their logits [B, T, V]."""
         ...
 
+    def reachable(self, position: int) -> int:
+        """The position nearest to this one that a sequence with nothing before it can begin at."""
+        ...
+
+    def rotary_rows(self, begin: int, end: int) -> NDArray[np.float32] | None:
+        """Cosines and sines [2, T, d / 2] of these positions in the model's table; None where it has none."""
+        ...
+
 
 def open_runner(directory: Path, *, precision: str, threads: int = 0, exact: bool = False) -> Runner:
     """The runner for the model file in `directory`.
@@ -78,6 +86,14 @@ class IrRunner:
     def reset(self) -> None:
         """Empties the cache."""
         self._request.reset_state()
+
+    def reachable(self, position: int) -> int:
+        """Any: positions are an input."""
+        return position
+
+    def rotary_rows(self, begin: int, end: int) -> NDArray[np.float32] | None:
+        """None: rotations are computed."""
+        return None
 
     def step(self, step: Step) -> NDArray[np.float32]:
         """Appends tokens to the cache and gives their logits [B, T, V], a copy."""

@@ -8,16 +8,21 @@ import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
+from prune_export.api import export
 from prune_export.cli import main
 from prune_export.errors import BadInputError, ParityError
 from prune_export.evaluate import torch_nll
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import check_seal, file_records, write_sealed
+from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.loading import load_model, load_tokenizer
+from prune_export.prune.synthetic import random_model
+from prune_export.shape import LayerShape, ModelShape
 from prune_export.texts import load_text, token_windows
 from prune_export.verify import verify
 
@@ -82,6 +87,18 @@ def test_the_record_and_the_card_say_where_an_export_comes_from(exports: Path, c
     for part in (record.command, record.source_digest, record.host["processor"], record.versions["torch"],
                  "| 0-3 | 4 | 2 | 128 |"):  # fmt: skip
         assert part in card.text
+
+
+def test_what_no_check_reaches_stands_in_record_and_card(word_tokenizer: Any, tmp_path: Path) -> None:
+    shape = ModelShape("mistral", 64, 16, len(word_tokenizer), True, (LayerShape(4, 2, 128),), context=512)
+    model = random_model(shape, seed=0)
+    model.config.sliding_window = 300
+    (tmp_path / "model").mkdir()
+    save_checkpoint(model, word_tokenizer, tmp_path / "model")
+    export(str(tmp_path / "model"), tmp_path / "out", format="onnx", precision="fp32")
+    words = "a sliding window of 300 tokens, since sequences end at 256"
+    assert ExportRecord.load(tmp_path / "out").parity.unchecked == (words,)
+    assert words in (tmp_path / "out" / "README.md").read_text("utf8")
 
 
 def test_the_record_has_the_held_out_perplexity_of_the_export_itself(exports: Path, checkpoint: Path) -> None:

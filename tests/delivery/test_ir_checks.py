@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,12 @@ class Listening(Progress):
 
 def test_a_reference_survives_its_file(model: Any, tmp_path: Path) -> None:
     reference = torch_reference(model)
+    assert reference.rotary is None  # 256 tokens
+    reference = replace(reference, rotary=np.random.default_rng(0).random((2, 8, 4), np.float32))
     reference.save(tmp_path / "reference.npz")
     again = Reference.load(tmp_path / "reference.npz")
     assert (again.context, again.vocab_size) == (reference.context, reference.vocab_size)
+    np.testing.assert_array_equal(again.rotary, reference.rotary)
     assert list(again.logits) == list(reference.logits)
     for name, steps in reference.logits.items():
         assert len(steps) == len(again.logits[name])

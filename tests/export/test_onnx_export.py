@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tiny_exports import (
 )
 
 from prune_export.errors import BadInputError, ParityError
-from prune_export.export import onnx_read
+from prune_export.export import onnx_read, onnx_runner
 from prune_export.export.departures import departures_of
 from prune_export.export.gate import Reference, check_against
 from prune_export.export.onnx_export import export_onnx
@@ -233,6 +234,43 @@ def test_blocks_round_to_the_nearest_step(bits: int) -> None:
     # The zero point is rounded as well: another half step at the ends of the range.
     assert (np.abs(restored.reshape(40, 3, 64) - blocks) <= 1.01 * step[:, :, None]).all()
     assert (np.abs(restored.reshape(40, 3, 64) - blocks) <= 0.51 * step[:, :, None]).mean() > 0.97
+
+
+def test_what_a_made_up_cache_does_not_reach_is_named_and_its_table_compared(
+    llama: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = torch_reference(llama.model)
+    assert f"last positions, up to {CONTEXT - 1}" in check_against(reference, llama.directory, threads=1)[0]
+    row = sum(layer.kv_heads * 16 * 2 * 4 for layer in PRUNED_LAYERS)
+    monkeypatch.setattr(onnx_runner, "_MADE_UP_BYTES", 100 * row + 1)
+    errors, _ = check_against(reference, llama.directory, threads=1)
+    table = f"table of rotations, last positions, up to {CONTEXT - 1}"
+    assert list(errors)[-2:] == [table, f"late positions, up to 107 of {CONTEXT - 1}"]
+    assert errors[table] < 1e-6
+    # One wrong number in the last row of the sines: at a position that is not reached.
+    damaged = tmp_path / "damaged"
+    shutil.copytree(llama.directory, damaged)
+    graph = onnx.load(damaged / "model.onnx", load_external_data=False).graph
+    (sines,) = (item for item in graph.initializer if item.name == "sin_cache")
+    assert list(sines.dims) == [CONTEXT, 8]
+    place = {entry.key: entry.value for entry in sines.external_data}
+    with (damaged / "model.onnx.data").open("r+b") as file:
+        file.seek(int(place["offset"]) + int(place["length"]) - 4)
+        file.write(np.float32(0.5).tobytes())
+    with pytest.raises(ParityError, match=rf'parity check "{table}": largest table error .* is over the limit'):
+        check_against(reference, damaged, threads=1)
+    without = Reference(reference.context, reference.vocab_size, reference.logits)
+    assert table not in check_against(without, damaged, threads=1)[0]
+
+
+def test_rotations_are_compared_with_those_of_the_models_own_module(llama: Exported) -> None:
+    found = torch_reference(llama.model).rotary
+    ours = onnx_runner.OnnxRunner(llama.directory, threads=1).rotary_rows(CONTEXT - 8, CONTEXT)
+    assert found is not None
+    assert ours is not None
+    assert found.shape == ours.shape == (2, 8, 8)
+    angles = np.arange(CONTEXT - 8, CONTEXT)[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    np.testing.assert_allclose(ours, [np.cos(angles), np.sin(angles)], atol=1e-4)
 
 
 def with_rounded_weights(model: Any, bits: int, *, embeddings: int, head: int) -> Any:

@@ -17,7 +17,7 @@ from prune_export.errors import ParityError
 from prune_export.export.checks import Step
 from prune_export.export.gate import TOLERANCE, ir_greedy_agreement, parity_record
 from prune_export.export.openvino_ir import export_graph_only
-from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of
+from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of, unchecked
 from prune_export.export.runner import open_runner
 from prune_export.manifest import OPENVINO_RECORD
 from prune_export.shape import ModelShape
@@ -126,6 +126,23 @@ def test_the_last_positions_of_a_long_context_are_reached(tmp_path: Path) -> Non
     export_graph_only(model, tmp_path / "openvino_model.xml")
     errors, _ = check_parity(model, tmp_path)
     assert errors[f"last positions, up to {context - 1}"] > 0
+
+
+@pytest.mark.parametrize(
+    ("window", "kinds", "named"),
+    [
+        (255, None, False),  # within the longest sequence
+        (256, None, True),
+        (CONTEXT - 1, ["sliding_attention", "full_attention"], True),
+        (CONTEXT - 1, ["full_attention"] * 2, False),
+        (CONTEXT, None, False),  # what the context never exceeds
+        (None, None, False),
+    ],
+)
+def test_a_window_that_no_check_exceeds_is_named(window: int | None, kinds: list[str] | None, named: bool) -> None:
+    model = make_model(make_shape("mistral", (DENSE_LAYER,)))
+    model.config.sliding_window, model.config.layer_types = window, kinds
+    assert unchecked(model) == ((f"a sliding window of {window} tokens, since sequences end at 256",) if named else ())
 
 
 def test_greedy_tokens_are_those_of_generate(exported: Exported) -> None:
