@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from prune_export.units import format_bytes
 
 _CHUNK = 1 << 20
 _FULL_BYTES = 16 << 20
+_ABANDONED_S = 24 * 3600.0
 # Address range, permissions, offset, device, inode, path: a mapping's first line in /proc/self/smaps.
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+\s+(/.*)$")
 _DONT_NEED = 4  # MADV_DONTNEED
@@ -31,6 +33,22 @@ _OURS = (
     "onnx/model.onnx",
     "kit.json",
 )
+
+
+class DiskFullError(PruneExportError):
+    """A write failed and nothing is free.
+
+    Args:
+        directory: what was to be written.
+        free: bytes, at the time of the failure.
+    """
+
+    def __init__(self, directory: Path, free: int) -> None:
+        super().__init__(
+            f"No space left on device: {format_bytes(free)} free where {directory} lies; nothing was left there, "
+            "free some space or choose another -o"
+        )
+        self.free = free
 
 
 def sha256(path: Path) -> str:
@@ -112,7 +130,7 @@ def staged(directory: Path, *, force: bool) -> Iterator[Path]:
     """A temporary directory beside `directory` that takes its place when the block ends well.
 
     The old content, if any, is replaced only then.  Whatever ends the block early (an error, Ctrl-C, a full disk)
-    leaves `directory` as it was.
+    leaves `directory` as it was; what a killed process left beside it goes when it is written again.
 
     Raises:
         BadInputError: as `check_destination`.
@@ -121,7 +139,8 @@ def staged(directory: Path, *, force: bool) -> Iterator[Path]:
     check_destination(directory, force=force)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        remove_abandoned(directory.parent, f".{directory.name}.")
+        stage = Path(tempfile.mkdtemp(prefix=_owned(f".{directory.name}."), dir=directory.parent))
     except OSError as error:
         raise BadInputError(f"output {directory} cannot be created: {error.strerror}") from None
     try:
@@ -178,6 +197,8 @@ def full_disk_explained(directory: Path) -> Iterator[None]:
     """
     try:
         yield
+    except DiskFullError as error:  # found before its scratch went, under the name of that
+        raise DiskFullError(directory, error.free) from error.__cause__
     except PruneExportError:
         raise
     except Exception as error:
@@ -185,10 +206,48 @@ def full_disk_explained(directory: Path) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if not full and free > _FULL_BYTES:
             raise
-        raise PruneExportError(
-            f"No space left on device: {format_bytes(free)} free where {directory} lies; nothing was left there, "
-            "free some space or choose another -o"
-        ) from error
+        raise DiskFullError(directory, free) from error
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder that is gone when the block ends; those of the same prefix that killed runs left go first.
+
+    Args:
+        parent: where it is made.
+        prefix: of its name.
+    """
+    remove_abandoned(parent, prefix)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=_owned(prefix), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Removes folders made by `scratch_folder` or `staged` whose process was killed outright, after a day.
+
+    Not on Windows, where asking for a process may end it.
+    """
+    name = re.compile(rf"{re.escape(prefix)}(\d+)-[a-z0-9_]{{8}}")
+    with suppress(OSError):
+        for path in parent.iterdir() if os.name == "posix" else ():
+            match = name.fullmatch(path.name)
+            # On a shared volume the owner may live elsewhere.
+            if match and time.time() - path.stat().st_mtime > _ABANDONED_S and not _alive(int(match[1])):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _owned(prefix: str) -> str:
+    return f"{prefix}{os.getpid()}-"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(directory: Path) -> None:

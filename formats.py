@@ -6,7 +6,6 @@ Everything heavy is imported inside the functions, so that the command line can 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from prune_export.errors import BadInputError
 from prune_export.export import onnx_families, openvino_families
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export_gate import PROMPT, Expected, compared, expected_of, new_tokens, scored
+from prune_export.files import full_disk_explained, scratch_folder
 from prune_export.manifest import OPENVINO_RECORD, ParityRecord
 from prune_export.progress import Progress
 from prune_export.records import to_json
@@ -246,9 +246,12 @@ def _decilm(source: Path, stage: Path, precision: str, report: Progress) -> Pari
 
 @contextmanager
 def _beside(stage: Path) -> Iterator[Path]:
-    """A folder for what the gate needs, on the same disk as the result, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=stage.parent, prefix=".fp32-") as folder:
-        yield Path(folder)
+    """A folder for what the gate needs, on the same disk as the result, gone afterwards.
+
+    A full disk is found while the folder still takes its space.
+    """
+    with scratch_folder(stage.parent, ".fp32-") as folder, full_disk_explained(folder):
+        yield folder
 
 
 BOTH = "both"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +22,7 @@ from prune_export.delivery.search import replayable
 from prune_export.delivery.sparse import check_sparsity
 from prune_export.errors import BadInputError
 from prune_export.evaluate import default_tokens
-from prune_export.files import check_destination, check_space
+from prune_export.files import check_destination, check_space, scratch_folder
 from prune_export.profiles.device import DeviceProfile
 from prune_export.profiles.host import host_cores, host_fingerprint, mismatch
 from prune_export.profiles.load import load_profile
@@ -45,7 +41,6 @@ _IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once impo
 # Candidates are compared with each other: windows shorter than the papers' 2048 rank them as well, in less memory.
 _WINDOW = 512
 _WORK_PREFIX = ".prune-export-"
-_ABANDONED_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -260,18 +255,5 @@ def _not_run(profile: DeviceProfile, format: str) -> str:
 def _work_directory(output: Path) -> Iterator[Path]:
     parent = output.parent
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(parent)
-    work = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-", dir=parent))
-    try:
+    with scratch_folder(parent, _WORK_PREFIX) as work:
         yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Scratch directories of runs that were killed outright."""
-    for path in parent.glob(f"{_WORK_PREFIX}*"):
-        owner = path.name.removeprefix(_WORK_PREFIX).split("-")[0]
-        old = time.time() - path.stat().st_mtime > _ABANDONED_S  # on a shared volume the owner may live elsewhere
-        if old and owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)

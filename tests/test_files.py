@@ -1,14 +1,26 @@
 import errno
 import mmap
+import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from prune_export.api import export
 from prune_export.errors import BadInputError, PruneExportError
-from prune_export.files import check_destination, check_space, full_disk_explained, release_pages, sha256, staged
+from prune_export.files import (
+    check_destination,
+    check_space,
+    full_disk_explained,
+    release_pages,
+    scratch_folder,
+    sha256,
+    staged,
+)
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
@@ -58,6 +70,53 @@ def test_a_writers_own_error_is_explained_when_the_disk_is_full(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
     with pytest.raises(PruneExportError, match="No space left on device: 0 B free"), full_disk_explained(tmp_path):
         raise RuntimeError("serialization failed")
+
+
+def test_a_disk_that_is_full_of_scratch_is_explained_though_the_scratch_goes_first(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's writer has errors of its own, and what the gate needs takes more than its result."""
+
+    def failing(plain: Path, stage: Path, **_: object) -> None:
+        assert plain.is_dir()
+        raise RuntimeError("Check 'm_bin_file' failed")
+
+    def usage(path: Path) -> object:
+        return shutil._ntuple_diskusage(1 << 40, 0, 0 if list(tmp_path.glob(".fp32-*/fp32")) else 1 << 40)
+
+    monkeypatch.setattr("prune_export.export.weights.compress", failing)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(PruneExportError, match=rf"No space left on device: 0 B free where {tmp_path / 'out'} lies"):
+        export(str(checkpoint), tmp_path / "out", precision="int8")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+    with pytest.raises(RuntimeError, match="m_bin_file"):  # something else
+        export(str(checkpoint), tmp_path / "out", precision="int8")
+
+
+def test_what_killed_processes_left_goes_after_a_day(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old = time.time() - 2 * 24 * 3600
+    names = {
+        "dead": f".out.{ended.pid}-abcdefgh",
+        "scratch": f".fp32-{ended.pid}-abcdefgh",
+        "alive": f".out.{os.getpid()}-abcdefgh",
+        "replaced": ".out.old.abcdefgh",  # may hold the only copy
+        "foreign": f".out.{ended.pid}",
+        "young": f".out.{ended.pid}-hgfedcba",
+    }
+    for kind, name in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+        if kind != "young":
+            os.utime(tmp_path / name, (old, old))
+    with staged(tmp_path / "out", force=False) as stage:
+        assert stage.name.startswith(f".out.{os.getpid()}-")
+        with scratch_folder(tmp_path, ".fp32-") as folder:
+            assert folder.name.startswith(f".fp32-{os.getpid()}-")
+    left = {path.name for path in tmp_path.iterdir()} - {"out"}
+    assert left == {names[kind] for kind in ("alive", "replaced", "foreign", "young")}
 
 
 def test_force_deletes_nothing_but_model_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
