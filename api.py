@@ -284,6 +284,7 @@ def export(
                 precision=chosen,
                 command=command,
                 rounding=rounder.of(source, report).described() if rounder is not None else None,
+                together=tuple(each.name for each in rows) if len(rows) > 1 else (),
             )
             records.append(parity)
     return max(records, key=lambda record: record.max_logit_error)

@@ -34,6 +34,8 @@ class ExportRecord:
         rounding: method, group size, library and calibration text, where the integers were chosen before the export.
         departures: layer to what its weights are stored in where that is not the export's precision, or not in the
             groups that were asked for.
+        together: the formats that were exported with this one, itself included, each in a folder of its name beside the
+            others; empty for one alone.
         files: relative path to size and hash of every other file.
         content_digest: sha256 of this record as it was written.
     """
@@ -50,6 +52,7 @@ class ExportRecord:
     versions: dict[str, str]
     rounding: dict[str, str] = field(default_factory=dict)
     departures: dict[str, str] = field(default_factory=dict)
+    together: tuple[str, ...] = field(default=(), metadata=SPARSE)
     files: dict[str, FileRecord] = field(default_factory=dict)
     format_version: int = _FORMAT_VERSION
     content_digest: str = field(default="", compare=False, metadata=SPARSE)

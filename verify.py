@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_export.errors import BadInputError, ParityError
+from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import check_files, check_seal
 from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest, ParityRecord, asked_cache
@@ -45,10 +46,27 @@ def verify(directory: Path, *, checkpoint: str | None = None, progress: Progress
         return _delivery(directory, report)
     if (directory / EXPORT_FILE).is_file():
         return _export(directory, checkpoint, report)
+    return "\n".join(_export(folder, checkpoint, report) for folder in _exports_in(directory))
+
+
+def _exports_in(directory: Path) -> list[Path]:
+    """Folders of exports that lie beside each other: none of those that were made together may be missing."""
     folders = sorted(path.parent for path in directory.glob(f"*/{EXPORT_FILE}"))
     if not folders:
         raise BadInputError(f"{directory} is no artifact of prune-export: it has no {MANIFEST} and no {EXPORT_FILE}")
-    return "\n".join(_export(folder, checkpoint, report) for folder in folders)
+    models = {path.parent for name in (MODEL_XML, MODEL_ONNX) for path in directory.glob(f"*/{name}")}
+    names = {folder.name for folder in folders}
+    together = {name for folder in folders for name in ExportRecord.load(folder).together}
+    present = {path.name for path in directory.iterdir()} if together else set()
+    problems = (
+        (f"without {EXPORT_FILE}", {folder.name for folder in models} - names),
+        ("missing", together - names - {folder.name for folder in models}),
+        ("not listed", present - together - names - {folder.name for folder in models}),
+    )
+    text = "; ".join(f"{word}: {', '.join(sorted(found))}" for word, found in problems if found)
+    if text:
+        raise BadInputError(f"{directory} is not as it was exported ({text}): copy or make the artifact again")
+    return folders
 
 
 def _delivery(directory: Path, report: Progress) -> str:

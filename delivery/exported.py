@@ -27,6 +27,7 @@ def describe_export(
     precision: str,
     command: str,
     rounding: dict[str, str] | None = None,
+    together: tuple[str, ...] = (),
 ) -> ExportRecord:
     """Writes README.md and export.json.
 
@@ -39,6 +40,7 @@ def describe_export(
         precision: of its weights.
         command: command line, or empty.
         rounding: how its integers were chosen before the export, if they were.
+        together: the formats that are exported at once, each to a folder of its name; empty for one alone.
     """
     record = ExportRecord(
         command=command,
@@ -53,6 +55,7 @@ def describe_export(
         versions=package_versions(),
         rounding=rounding or {},
         departures=departures_of(folder),
+        together=together,
     )
     write_card(folder, export_card(record))
     record = replace(record, files=file_records(folder, besides=EXPORT_FILE))

@@ -141,6 +141,28 @@ def test_an_edited_record_is_one_line(copied: Path, capsys: pytest.CaptureFixtur
         verify(copied)
 
 
+def test_formats_that_were_exported_together_are_whole_together_or_refused(exports: Path, tmp_path: Path) -> None:
+    assert {ExportRecord.load(exports / name).together for name in ("onnx", "openvino")} == {("openvino", "onnx")}
+    both = tmp_path / "both"
+    shutil.copytree(exports, both)
+    record = both / "openvino" / EXPORT_FILE
+    text = record.read_text("utf8")
+    record.unlink()
+    with pytest.raises(BadInputError, match=rf"both is not as it was exported \(without {EXPORT_FILE}: openvino\)"):
+        verify(both)
+    record.write_text(text, encoding="utf8")
+    (both / "notes.txt").write_text("x")
+    with pytest.raises(BadInputError, match=r"\(not listed: notes.txt\)"):
+        verify(both)
+    shutil.rmtree(both / "openvino")
+    with pytest.raises(BadInputError, match=r"\(missing: openvino; not listed: notes.txt\): copy or make"):
+        verify(both)
+    assert "greedy tokens" in verify(both / "onnx")  # one by itself
+    # Of an earlier version, which did not say what belongs together.
+    replace(ExportRecord.load(both / "onnx"), together=()).save(both / "onnx")
+    assert "greedy tokens" in verify(both)
+
+
 @pytest.mark.parametrize(("kind", "words"), [("soft", "a symbolic link"), ("hard", "hard-linked")])
 def test_linked_data_is_named(copied: Path, tmp_path: Path, kind: str, words: str) -> None:
     data, elsewhere = copied / "model.onnx.data", tmp_path / "elsewhere"
