@@ -17,6 +17,7 @@ from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError, PruneExportError
 from prune_export.manifest import asked_cache
 from prune_export.profiles.host import detect_host
+from prune_export.runtime_versions import ir_refusal, last_line
 from prune_export.telemetry import import_openvino
 
 ov = import_openvino()
@@ -116,7 +117,7 @@ class OpenVINOSession:
         try:
             self._request = core.compile_model(model, self._device, properties).create_infer_request()
         except RuntimeError as error:
-            raise PruneExportError(f"{ir} could not be compiled for {self._device}: {_last_line(error)}") from None
+            raise PruneExportError(f"{ir} could not be compiled for {self._device}: {last_line(error)}") from None
         self._load_s = time.perf_counter() - begun
         self._options = {name: str(value) for name, value in properties.items()}
         self._batch = self._past = 0
@@ -224,9 +225,4 @@ def _read(core: Any, ir: Path) -> Any:
     try:
         return core.read_model(ir)
     except RuntimeError as error:
-        raise BadInputError(f"{ir} cannot be read, it is damaged or incomplete: {_last_line(error)}") from None
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise ir_refusal(ir, error, ov.__version__) from None

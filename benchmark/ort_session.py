@@ -14,9 +14,8 @@ from prune_export.benchmark.properties import precision_options
 from prune_export.benchmark.session import Logits, Tokens
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
+from prune_export.runtime_versions import check_onnxruntime, onnx_refusal
 
-# The first release whose CPU kernels take 8-bit blocks.
-OLDEST = (1, 22)
 # The initializer that limits the logits to the last tokens.
 _KEEP = "logits_to_keep"
 _FIRST_CAPACITY = 1024
@@ -221,12 +220,7 @@ def _runtime() -> Any:
         raise BadInputError(
             'this artifact needs ONNX Runtime, which is not installed: pip install "prune-export[onnx]"'
         ) from None
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version < OLDEST:
-        raise BadInputError(
-            f"ONNX Runtime {onnxruntime.__version__} is too old, at least {OLDEST[0]}.{OLDEST[1]} is needed: "
-            'pip install --upgrade "prune-export[onnx]"'
-        )
+    check_onnxruntime(onnxruntime.__version__)
     return onnxruntime
 
 
@@ -235,6 +229,4 @@ def _open(runtime: Any, path: Path, options: Any, provider: str) -> Any:
     try:
         return runtime.InferenceSession(path, options, providers=list(dict.fromkeys((provider, _PROVIDERS["CPU"]))))
     except Exception as error:  # noqa: BLE001 - a dozen unrelated classes, all for a model that cannot be used
-        reason = " ".join(str(error).split())
-        remedy = "update ONNX Runtime" if "opset" in reason or "IR_VERSION" in reason.upper() else "export it again"
-        raise BadInputError(f"{path} cannot be loaded by ONNX Runtime: {reason[:300]}: {remedy}") from None
+        raise onnx_refusal(path, error) from None

@@ -88,7 +88,7 @@ def check_against(reference: Reference, directory: Path, *, threads: int = 0) ->
         ParityError: a check found another number of logits, a value that is not finite, or an error over the limit.
     """
     runner = open_runner(directory, precision="fp32", threads=threads, exact=True)
-    errors = {}
+    errors: dict[str, float] = {}
     for check in parity_checks(reference.context):
         runner.reset()
         name, begin = check.name, runner.reachable(check.first_position)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prune_export.export.checks import Step
 from prune_export.export.files import MODEL_ONNX
+from prune_export.runtime_versions import check_onnxruntime, onnx_refusal
 
 # A cache of that many bytes at most is made up to reach a late position.
 _MADE_UP_BYTES = 1 << 29
@@ -21,18 +22,24 @@ class OnnxRunner:
     Args:
         directory: holds model.onnx.
         threads: threads of the runtime; 0 leaves the choice to it.
+
+    Raises:
+        BadInputError: ONNX Runtime is too old, or cannot load the model.
     """
 
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         import onnxruntime
 
+        check_onnxruntime(onnxruntime.__version__)
         self._directory = directory
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            directory / MODEL_ONNX, options, providers=["CPUExecutionProvider"]
-        )
+        path = directory / MODEL_ONNX
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - a dozen unrelated classes, all for a model that cannot be used
+            raise onnx_refusal(path, error) from None
         self._caches = {
             port.name: tuple(port.shape)
             for port in self._session.get_inputs()

@@ -13,6 +13,7 @@ from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export.quiet import quiet
 from prune_export.files import release_pages
 from prune_export.manifest import asked_cache
+from prune_export.runtime_versions import ir_refusal
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -68,6 +69,9 @@ class IrRunner:
             that the export was asked for holds beside both.
         threads: threads of the runtime; 0 leaves the choice to it.
         exact: that cache precision does not hold.
+
+    Raises:
+        BadInputError: OpenVINO cannot read it.
     """
 
     def __init__(self, directory: Path, *, precision: str, threads: int = 0, exact: bool = False) -> None:
@@ -78,7 +82,13 @@ class IrRunner:
         if not exact and (cache := asked_cache(directory)):
             properties["KV_CACHE_PRECISION"] = cache
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-        compiled = openvino.Core().compile_model(directory / MODEL_XML, "CPU", properties)
+        core = openvino.Core()
+        try:
+            model = core.read_model(directory / MODEL_XML)
+        except RuntimeError as error:
+            raise ir_refusal(directory / MODEL_XML, error, openvino.__version__) from None
+        compiled = core.compile_model(model, "CPU", properties)
+        del model
         release_pages(directory)  # the compiled model has its own copy of most weights
         self._names = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()

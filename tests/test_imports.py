@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Folder to what it may import of ours.  Root types are the leaf modules that every folder shares.
 ROOT_TYPES = {"errors", "records", "units", "shape", "plan", "target", "manifest", "progress", "files", "telemetry"}
-ROOT_TYPES |= {"sparsity", "hashes", "export_record"}
+ROOT_TYPES |= {"sparsity", "hashes", "export_record", "runtime_versions"}
 ALLOWED: dict[str, set[str]] = {
     "profiles": {"errors", "records", "profiles"},
     "benchmark": ROOT_TYPES | {"profiles", "benchmark"},

@@ -18,6 +18,7 @@ from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.openvino_session import OpenVINOSession, held_bytes, is_present
 from prune_export.benchmark.properties import OPTIONS, cache_bytes, runtime_properties
 from prune_export.errors import BadInputError
+from prune_export.export.runner import open_runner
 from prune_export.export.weights import compress
 from prune_export.profiles import host_cores, host_fingerprint, load_profile
 
@@ -224,6 +225,46 @@ def test_missing_and_damaged_files_are_refused(tiny_ir: Path, tmp_path: Path) ->
     assert "cannot be read, it is damaged or incomplete" in refusal(copy)
     (copy / "openvino_model.bin").unlink()
     assert "has no weights beside it (openvino_model.bin is missing)" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('version="11"', 'version="12"', "IR version 12"),
+        ('version="opset1"', 'version="opset99"', "opset99"),
+        ('type="MatMul" version="opset1"', 'type="FancyMatMul" version="opset1"', "operation FancyMatMul of opset1"),
+    ],
+)
+def test_an_ir_that_is_newer_than_the_runtime_is_not_called_damaged(
+    tiny_ir: Path, tmp_path: Path, old: str, new: str, named: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_ir, copy)
+    path = copy / "openvino_model.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    installed = ov.__version__.split("-")[0]
+    words = f"cannot be read: the installed OpenVINO {installed} may be too old for it ({named}): pip install --upgrade"
+    assert words in refusal(copy)
+    with pytest.raises(BadInputError) as caught:
+        open_runner(copy, precision="fp32", threads=1)
+    assert words in str(caught.value)
+
+
+def test_an_ir_of_a_newer_runtime_that_cannot_be_read_may_be_either(tiny_ir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_ir, copy)
+    path = copy / "openvino_model.xml"
+    text, installed = path.read_text(), ov.__version__.split("-")[0]
+    assert installed in text
+    path.write_text(text.replace(installed, "2099.1.0"))
+    assert session(copy).vocab_size == VOCAB  # what can be read is read
+    weights = (copy / "openvino_model.bin").read_bytes()
+    (copy / "openvino_model.bin").write_bytes(weights[: len(weights) // 2])
+    found = refusal(copy)
+    assert "may be too old for it (written by OpenVINO 2099.1.0): pip install --upgrade" in found
+    assert "or the file is damaged: " in found
 
 
 def test_a_model_without_state_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from prune_export.benchmark.runtimes import RUNTIMES, find_model
 from prune_export.benchmark.score import score
 from prune_export.errors import BadInputError
 from prune_export.export.onnx_export import PRECISIONS, export_onnx
+from prune_export.export.onnx_runner import OnnxRunner
 from prune_export.profiles import host_cores, load_profile
 from prune_export.target import Workload
 
@@ -259,8 +260,12 @@ def test_a_newer_opset_and_an_older_runtime_are_named(
     model.opset_import[0].version = 99
     path.write_bytes(model.SerializeToString())
     assert "update ONNX Runtime" in refusal(tmp_path / "new")
+    with pytest.raises(BadInputError, match=r"cannot be loaded by ONNX Runtime: .*: update ONNX Runtime"):
+        OnnxRunner(tmp_path / "new", threads=1)  # the gate's
     monkeypatch.setattr(onnxruntime, "__version__", "1.20.2")
     assert "ONNX Runtime 1.20.2 is too old, at least 1.22 is needed" in refusal(tiny_onnx)
+    with pytest.raises(BadInputError, match=r"ONNX Runtime 1\.20\.2 is too old, at least 1\.22 is needed: pip install"):
+        OnnxRunner(tiny_onnx, threads=1)
 
 
 def test_other_devices_threads_and_graphs_are_refused(tiny_onnx: Path, tmp_path: Path) -> None:
