@@ -153,9 +153,11 @@ def summary(runs: Sequence[Run]) -> str:
         return counted
     unused = [run.undershoot for run in pruned]
     over = [run for run in delivered if run.over > 0]
+    beyond = sum(run.over > run.noise for run in over)
+    undershoot = f"median {median(unused):.1%}, worst {max(unused):.1%}"
     return (
-        f"{counted}; undershoot of the pruned: median {median(unused):.1%}, worst {max(unused):.1%}; over the limit "
-        f"when measured again: {len(over)}, beyond that measurement's noise: {sum(run.over > run.noise for run in over)}"
+        f"{counted}; undershoot of the pruned: {undershoot}; over the limit when "
+        f"measured again: {len(over)}, beyond that measurement's noise: {beyond}"
     )
 
 
