@@ -62,31 +62,28 @@ def table(manifest: Manifest) -> str:
 
 def claim(manifest: Manifest) -> str:
     """ "met: measured tpot p90 0.71 ms <= 0.75 ms", or the same as predicted; for a speed-up the factor too."""
-    target = manifest.target
-    word = "met" if manifest.met else "not met"
-    if target.metric == "parameters":
-        return f"{word}: {manifest.figure:.1%} of the parameters removed >= {manifest.limit:.1%}"
-    show = format_bytes if target.metric == "memory" else format_duration
-    statistic = "" if target.metric == "memory" else f" {target.statistic}"
-    what = f"{target.metric}{statistic}"
-    if manifest.claim == "predicted":
-        word = "would meet" if manifest.met else "would miss"
-        text = f"predicted, not measured: {what} {show(manifest.figure)} {word} {show(manifest.limit)}"
-    else:
-        text = f"{word}: measured {what} {show(manifest.figure)} <= {show(manifest.limit)}"
+    if manifest.target.metric == "parameters":
+        word, sign = ("met", ">=") if manifest.figure >= manifest.limit else ("not met", "<")
+        return f"{word}: {manifest.figure:.1%} of the parameters removed {sign} {manifest.limit:.1%}"
+    main = FurtherTarget(manifest.target, manifest.limit, manifest.figure)
+    text = _sentence(main, manifest.claim)
     if manifest.speedups:
-        text += _paired(manifest, what)
-    return "\n".join([text, *(_further(item, manifest.claim) for item in manifest.further)]) + _against_dense(manifest)
+        text += _paired(manifest, _what(main.target), met=main.met)
+    others = (_sentence(item, manifest.claim) for item in manifest.further)
+    return "\n".join([text, *others]) + _against_dense(manifest)
 
 
-def _further(item: FurtherTarget, word: str) -> str:
-    """The same sentence for a target beside the one that drove the search."""
+def _sentence(item: FurtherTarget, word: str) -> str:
+    """What is claimed of one target, whatever became of the others."""
     show = format_bytes if item.target.metric == "memory" else format_duration
-    statistic = "" if item.target.metric == "memory" else f" {item.target.statistic}"
-    what = f"{item.target.metric}{statistic} {show(item.figure)}"
+    what = f"{_what(item.target)} {show(item.figure)}"
     if word == "predicted":
         return f"predicted, not measured: {what} {'would meet' if item.met else 'would miss'} {show(item.limit)}"
     return f"{'met' if item.met else 'not met'}: measured {what} {'<=' if item.met else '>'} {show(item.limit)}"
+
+
+def _what(target: Target) -> str:
+    return target.metric if target.metric == "memory" else f"{target.metric} {target.statistic}"
 
 
 def sparsity_lines(manifest: Manifest) -> list[str]:
@@ -101,13 +98,13 @@ def sparsity_lines(manifest: Manifest) -> list[str]:
     ]
 
 
-def _paired(manifest: Manifest, what: str) -> str:
+def _paired(manifest: Manifest, what: str, *, met: bool) -> str:
     """What a measured speed-up's figure and limit are: those of the deciding turn."""
     factor, speedups = manifest.target.speedup, manifest.speedups
     assert factor is not None
     dense = manifest.limit * factor
     reached = dense / manifest.figure
-    relation = ">=" if manifest.met else "<"
+    relation = ">=" if met else "<"
     return (
         f"\n{reached:.{_places(reached, factor)}f}x {relation} {factor:g}x, the median of {len(speedups)} paired "
         f"rounds ({min(speedups):.2f}x to {max(speedups):.2f}x): {what} {format_duration(manifest.figure)} against "
