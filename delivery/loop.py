@@ -9,7 +9,7 @@ from prune_export.delivery.bench import ROUNDS, figure, measured, spread, verdic
 from prune_export.delivery.correction import CONFIRMATIONS, Dense, Proposal, Trial, correct_and_confirm
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
-from prune_export.delivery.several import as_far_off, further, missed, most_excess
+from prune_export.delivery.several import as_far_off, first_missed, further, missed, most_excess
 from prune_export.delivery.single import single
 from prune_export.delivery.state import KnownTrial
 from prune_export.delivery.variants import Build
@@ -78,7 +78,7 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
     Raises:
         InfeasibleError: with them it misses the target, twice.
     """
-    target, precision = job.request.target, chosen.delivered.precision
+    precision = chosen.delivered.precision
     workshop = Workshop(job, dense, precision)
     made = workshop.sparse()
     found, base, sparse = chosen.figure, chosen.delivered, made.variants[precision]
@@ -95,10 +95,11 @@ def _sparse_outcome(job: Job, dense: Build, chosen: Outcome) -> Outcome:
         if found <= chosen.limit and not missed(others):
             break
     if found > chosen.limit or missed(others):
+        worst = first_missed(job, others, figure=found, limit=chosen.limit)
         raise InfeasibleError(
-            f"{target}: dense {precision} meets it, with sparsity {job.request.sparsity} it takes "
-            f"{show(target, found)}, the limit is {show(target, chosen.limit)}: ask for more, so that it is pruned, "
-            "or leave out --sparsity"
+            f"{worst.target}: dense {precision} meets it, with sparsity {job.request.sparsity} it takes "
+            f"{show(worst.target, worst.figure)}, the limit is {show(worst.target, worst.limit)}: ask for more, so "
+            "that it is pruned, or leave out --sparsity"
         )
     predictions = chosen.predictions
     return replace(

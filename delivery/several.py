@@ -90,6 +90,18 @@ def missed(found: Sequence[FurtherTarget]) -> bool:
     return any(not item.met for item in found)
 
 
+def first_missed(job: Job, found: Sequence[FurtherTarget], *, figure: float, limit: float) -> FurtherTarget:
+    """What to name where something is missed: the driving target, or if that one holds the first other that does not.
+
+    Args:
+        job: the delivery at work.
+        found: verdicts on the other targets.
+        figure, limit: of the driving target.
+    """
+    own = FurtherTarget(job.request.target, limit, figure)
+    return own if not own.met else next((item for item in found if not item.met), own)
+
+
 def as_far_off(job: Job, found: Sequence[FurtherTarget], base: Variant, *, figure: float, limit: float) -> float:
     """The driving target's figure; if another is missed, what it would be if it missed by as much of the blocks.
 

@@ -54,14 +54,14 @@ def first_proposal(workshop: Workshop) -> Proposal[PrunePlan]:
     """
     job, target = workshop.job, workshop.target
     dense_cost = workshop.cost.predict(job.shape)
+    limit = target.limit or 0.0
     if target.metric == "parameters":
-        budget = dense_cost * (1.0 - (target.limit or 0.0))
-    elif target.speedup is not None:
-        budget = dense_cost / target.speedup
+        budget = dense_cost * (1.0 - limit)
     else:
-        budget = target.limit or 0.0
-        if workshop.baseline.measurement is not None:
-            budget *= dense_cost / figure(job, workshop.baseline)
+        known = workshop.baseline.measurement is not None
+        dense = figure(job, workshop.baseline) if known else dense_cost
+        limit = dense / target.speedup if target.speedup is not None else limit
+        budget = limit * dense_cost / dense if known else limit
     try:
         proposal = workshop.propose(budget)
         # Other targets may want less than the budget of the one that drives; their costs fall with it.
@@ -69,7 +69,7 @@ def first_proposal(workshop: Workshop) -> Proposal[PrunePlan]:
             budget = min(budget, proposal.predicted) * _TIGHTER
             proposal = workshop.propose(budget)
     except InfeasibleError:
-        raise workshop.infeasible(budget) from None
+        raise workshop.infeasible(limit) from None
     return proposal
 
 

@@ -11,7 +11,7 @@ from prune_export.delivery.correction import Proposal
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.search import Searcher
-from prune_export.delivery.several import further, missed
+from prune_export.delivery.several import first_missed, further, missed
 from prune_export.delivery.state import RunState
 from prune_export.delivery.variants import Build, build, compressed
 from prune_export.errors import InfeasibleError
@@ -167,23 +167,29 @@ class Workshop:
         return verdict(self.job, base, variant).met and not missed(further(self.job, base, variant))
 
     def infeasible(self, limit: float) -> InfeasibleError:
-        """The error that says how far the model can go, measured where possible, and what quality that costs."""
+        """The error that says how far the model can go, measured where possible, and what quality that costs.
+
+        Args:
+            limit: of the driving target; another one is named where that one is within reach and the other is not.
+        """
         plan, predicted = self.searcher.smallest()
         if self.target.metric == "parameters":
             return InfeasibleError(
                 f"{self.target}: at most {plan.ratio:.1%} of the parameters can go by this search; ask for less"
             )
         variant = self.built(proposal_of(plan, predicted)).variants[self.precision]
-        reachable, how = predicted, "predicted"
+        reachable, how, here = predicted, "predicted", "by this search"
         if self.job.measured:
-            memory = self.target.metric == "memory"
+            memory = "memory" in {target.metric for target in (self.target, *self.job.request.further)}
             (variant,) = measured(self.job, [variant], title="measuring the smallest model", sample_memory=memory)
-            reachable, how = figure(self.job, variant), "measured"
+            reachable, how, here = figure(self.job, variant), "measured", "reliably on this machine"
         self.state.forget()
-        verdict = "cannot be reached" if reachable > limit else "was not reached reliably on this machine"
+        others = further(self.job, self.baseline, variant)
+        named = first_missed(self.job, others, figure=reachable, limit=limit)
+        verdict = f"was not reached {here}" if named.met else "cannot be reached"
         return InfeasibleError(
-            f"{self.target}: {show(self.target, limit)} {verdict}; the smallest model takes "
-            f"{show(self.target, reachable)} ({how}, {self.precision}) at perplexity {variant.perplexity:.1f}, "
+            f"{named.target}: {show(named.target, named.limit)} {verdict}; the smallest model takes "
+            f"{show(named.target, named.figure)} ({how}, {self.precision}) at perplexity {variant.perplexity:.1f}, "
             f"dense {self.baseline.perplexity:.1f}: ask for less, or allow another --precision"
         )
 

@@ -16,6 +16,7 @@ from prune_export.delivery.request import Request
 from prune_export.delivery.summary import claim
 from prune_export.errors import BadInputError, InfeasibleError
 from prune_export.target import Target
+from prune_export.units import format_duration
 from prune_export.verbs.options import add_target, parse_targets
 
 BASE_BYTES = 10_000_000  # of the simulated process
@@ -117,3 +118,35 @@ def test_a_prediction_meets_both_latencies(
     printed = capsys.readouterr().out
     assert printed.count("predicted, not measured") == 2
     assert printed.count("would meet") == 2
+
+
+def test_another_target_that_is_out_of_reach_is_named_with_its_own_limit(
+    checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The LM head takes 12% of the bytes of a token, and next to nothing of the work on a prompt."""
+    from prune_export.benchmark.roofline import roofline
+    from prune_export.profiles import load_profile
+    from prune_export.prune.loading import load_config
+    from prune_export.prune.shapes import model_shape
+    from prune_export.target import Workload
+
+    box = tmp_path / "box.toml"
+    peaks = ", ".join(f"{name} = 1e10" for name in load_profile("gpu-intel").peak_flops)
+    box.write_text(
+        f'extends = "gpu-intel"\nname = "box"\nbandwidth_bytes_per_s = 1e9\nper_block_overhead_s = 0.0\n'
+        f"peak_flops = {{ {peaks} }}\n"
+    )
+    shape, workload = model_shape(load_config(checkpoint)), Workload(prompt_tokens=64, new_tokens=8)
+    dense = roofline(load_profile(box), shape, workload, "int8")
+    tpot, ttft = 0.11 * dense["tpot_s"], 0.108 * dense["ttft_s"]
+    arguments = [
+        *("--model", str(checkpoint), "--device", str(box), "--precision", "int8"),
+        *("--target-latency", f"tpot={tpot * 1e9:.1f}ns,ttft={ttft * 1e9:.1f}ns"),
+        *("--workload", "prompt=64,new=8", "--calibration", str(text_file), "--eval-text", str(text_file)),
+        *("--calibration-windows", "4", "--calibration-length", "64", "--mlp-group", "16", "--quiet"),
+        *("-o", str(tmp_path / "out")),
+    ]
+    assert cli.main(arguments) == InfeasibleError.exit_code
+    line = capsys.readouterr().err
+    limit = format_duration(tpot)
+    assert f"tpot p90 <= {limit}: {limit} cannot be reached; the smallest model takes" in line
