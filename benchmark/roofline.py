@@ -49,7 +49,7 @@ def roofline(profile: DeviceProfile, shape: ModelShape, workload: Workload, prec
         `ttft_s` and `tpot_s`.
 
     Raises:
-        BadInputError: the profile gives no peak for this precision.
+        BadInputError: the profile gives no peak for this precision, or the model is a state-space one.
     """
     names = {"prefill": "ttft_s", "decode": "tpot_s"}
     return {names[phase]: _Estimate(profile, shape, workload, precision, phase).seconds() for phase in _PHASES}
@@ -95,6 +95,8 @@ class _Estimate:
     def __init__(
         self, profile: DeviceProfile, shape: ModelShape, workload: Workload, precision: str, phase: Phase
     ) -> None:
+        if shape.mixer is not None:
+            raise BadInputError(f"no estimate knows what the mixers of a {shape.family} model cost")
         device = profile.limited_to(profile.threads)
         if precision not in device.peak_flops:
             known = ", ".join(device.peak_flops)

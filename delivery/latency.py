@@ -16,6 +16,8 @@ from prune_export.profiles.latency import LatencyTable
 
 def trust(job: Job, metric: str, precision: str) -> str:
     """How far latencies that were not measured can be trusted, in a sentence; empty where nothing predicts them."""
+    if job.shape.mixer is not None:
+        return ""
     try:
         table = job.profile.latency_table or roofline_table(job.profile, job.shape, job.workload, (precision,))
         return table.trust(metric, precision=precision)

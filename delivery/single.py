@@ -85,6 +85,7 @@ def _predicted(workshop: Workshop, proposal: Proposal[PrunePlan]) -> Outcome:
     predictions = {
         (variant.name, variant.precision): Cost(workshop.job, variant, None).latency(variant.shape)
         for variant in variants
+        if workshop.job.shape.mixer is None  # nothing tells what a mixer costs
     }
     dense_cost = workshop.cost.predict(workshop.job.shape)
     target = workshop.target

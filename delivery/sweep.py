@@ -100,17 +100,20 @@ def plan_ratios(
 
 
 def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> str:
-    """The front as a table: removed share, predicted latency and memory, divergence and perplexity, file."""
+    """The plans as a table: removed share, predicted latency and memory, divergence and perplexity, file.
+
+    A plan that another one beats in latency, memory and perplexity at once is marked.
+    """
     first = planned[0]
     divergence = first.divergence is not None
     header = ["removed", "parameters", "memory", f"~{metric}", "speed", *(["KL"] if divergence else []), "perplexity"]
     dense_scores = [*(["0"] if divergence else []), f"{first.dense_perplexity:.4g}"]
     dense_memory = format_bytes(first.dense_memory_bytes)
     rows = [
-        [*header, "plan"],
+        [*header, "", "plan"],
         [
             *("0.0%", f"{first.plan.dense.parameters():,}", dense_memory, _duration(first.dense_latency_s), ""),
-            *(*dense_scores, ""),
+            *(*dense_scores, "", ""),
         ],
     ]
     for item, name in zip(planned, names, strict=True):
@@ -119,8 +122,9 @@ def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> 
             speed = f"{item.dense_latency_s / item.latency_s:.2f}x"
         scores = [*([] if item.divergence is None else [f"{item.divergence:.4g}"]), f"{item.perplexity:.4g}"]
         size = (f"{item.plan.target.parameters():,}", format_bytes(item.memory_bytes))
-        rows.append([f"{item.plan.ratio:.1%}", *size, _duration(item.latency_s), speed, *scores, name])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + 1)]
+        mark = "dominated" if any(_beats(other, item) for other in planned) else ""
+        rows.append([f"{item.plan.ratio:.1%}", *size, _duration(item.latency_s), speed, *scores, mark, name])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + 2)]
     lines = [
         "  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
         for row in rows
@@ -130,9 +134,20 @@ def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> 
     return "\n".join([*lines, f"{how}; memory is weights and KV cache; {scored} on the calibration text"])
 
 
+def _beats(one: Planned, other: Planned) -> bool:
+    """Whether one plan is at least as good in everything, and better in something."""
+    ours, theirs = ((item.latency_s or 0.0, item.memory_bytes, item.perplexity) for item in (one, other))
+    return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
+
+
 def _table(job: Job) -> LatencyTable | None:
-    """The device's own table, or a roofline estimate; None where the profile says too little."""
+    """The device's table, or a roofline estimate; None for a state-space model or where a profile says too little."""
     precision = job.request.precisions[0]
+    if job.shape.mixer is not None:
+        job.progress.note(
+            f"note: no latency is predicted: nothing tells what a mixer of a {job.shape.family} model costs"
+        )
+        return None
     try:
         if job.profile.latency_table is None:
             return roofline_table(job.profile, job.shape, job.workload, (precision,))
