@@ -84,8 +84,8 @@ class _Found:
 @contextmanager
 def _planned(request: Request, report: Progress, *, front_file: Path | None = None) -> Iterator[_Found]:
     """Searches a plan; what was evaluated is forgotten at the end, unless something fails: it can be resumed then."""
-    with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory) as job:
-        precision = request.precisions[0]
+    with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory, planning=True) as job:
+        precision = job.request.precisions[0]
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
         found = first_proposal(workshop).plan
@@ -120,8 +120,9 @@ def plans(
     """
     report = progress or Progress(quiet=True)
     request = replace(request, target=Target("parameters", ratios[0]))
-    with TreeMemory() as memory, open_job(request, report, memory) as job:
-        workshop = Workshop(job, _no_baseline(job, request.precisions[0]), request.precisions[0])
+    with TreeMemory() as memory, open_job(request, report, memory, planning=True) as job:
+        precision = job.request.precisions[0]
+        workshop = Workshop(job, _no_baseline(job, precision), precision)
         found = plan_ratios(job, workshop.searcher, ratios, metric=metric, as_far_as_possible=as_far_as_possible)
         workshop.state.forget()
     return found

@@ -10,6 +10,7 @@ from prune_export.benchmark.roofline import roofline_table, table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.stacks import Design, build_stack, designs, refuse_mixers, table_depth
+from prune_export.delivery.summary import timed_metric
 from prune_export.errors import BadInputError
 from prune_export.profiles.latency import LatencyTable
 
@@ -33,14 +34,16 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
         dense: the dense model in the precision that is pruned for.
 
     Raises:
-        BadInputError: a state-space model, a profile with a table for another model, or without a peak for this
-            precision.
+        BadInputError: a state-space model, or a profile without a peak for this precision.
     """
     refuse_mixers(job.shape, "a latency target")
-    key = table_key(job.shape, job.workload)
-    if job.profile.latency_table is not None:
-        job.profile.latency_table.check(key)
-        return job.profile.latency_table
+    key, known = table_key(job.shape, job.workload), job.profile.latency_table
+    if known is not None:
+        if not job.measured or dense.precision in known.precisions((timed_metric(job.request.target),)):
+            return known
+        job.progress.note(
+            f"note: the latency table of {job.profile.name} has nothing for {dense.precision}: one is measured here now"
+        )
     if not job.measured:
         return roofline_table(job.profile, job.shape, job.workload, (dense.precision,))
     shallow = job.shape.with_layers(job.shape.layers[: table_depth(job.shape, dense.precision)])

@@ -14,12 +14,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from prune_export.benchmark.roofline import table_key
 from prune_export.delivery.exporters import exporter_of
+from prune_export.delivery.known_table import planned_format, with_precisions
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
 from prune_export.delivery.resources import TreeMemory, free_memory, map_large_blocks
 from prune_export.delivery.search import replayable
 from prune_export.delivery.sparse import check_sparsity
+from prune_export.delivery.stacks import refuse_mixers
 from prune_export.errors import BadInputError
 from prune_export.evaluate import default_tokens
 from prune_export.files import check_destination, check_space, scratch_folder
@@ -54,8 +55,14 @@ class _Texts:
 
 
 @contextmanager
-def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterator[Job]:
+def open_job(request: Request, progress: Progress, memory: TreeMemory, *, planning: bool = False) -> Iterator[Job]:
     """Checks a request and yields the job; its scratch directory is removed when the block ends, however it ends.
+
+    Args:
+        request: what is wanted.
+        progress: where progress goes.
+        memory: samples the run's memory.
+        planning: nothing is delivered: the format is the one that the profile's latency table was measured with.
 
     Raises:
         BadInputError: anything in the request that cannot work, before any long work.
@@ -65,6 +72,8 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     output = (request.output or default_output(request)).absolute()
     check_destination(output, force=request.force)
     profile = load_profile(request.device)
+    if planning:
+        request = replace(request, format=planned_format(request, profile))
     reason = mismatch(profile, host_fingerprint()) or _not_run(profile, request.format)
     if reason and request.require_measured:
         raise BadInputError(f"--require-measured: {reason}; run it there, or use --device host")
@@ -87,8 +96,11 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory) -> Iterat
     if request.search.ignored:
         progress.note(request.search.ignored)
     workload = _workload(request, shape, progress)
-    if profile.latency_table is not None:
-        profile.latency_table.check(table_key(shape, workload))
+    if reason and request.target.metric != "parameters":
+        refuse_mixers(shape, "a latency target")
+    request, profile = with_precisions(
+        request, profile, shape, workload, threads, measured=not reason, planning=planning, progress=progress
+    )
     check_resources(shape, output)
     compensated = plan.compensated if plan is not None else request.search.compensated
     texts = _texts(request, tokenizer, shape, progress, compensated=compensated)

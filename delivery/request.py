@@ -39,7 +39,9 @@ class Request:
         target: the limit to meet.
         workload: what is timed.
         output: destination, or None for a fresh directory named after model, device and target.
-        precisions: weight precisions that may be delivered, best quality first.
+        precisions: weight precisions that may be delivered, best quality first; empty for `default_precisions`, as far
+            as a table in the profile of another device has them.
+        default_precisions: see there.
         format: that is delivered, measured and scored: "openvino" or "onnx".
         search: search settings.
         sparsity: zeros in what is delivered, on top of its structure, or None.
@@ -62,7 +64,8 @@ class Request:
     further: tuple[Target, ...] = ()
     workload: Workload = Workload()
     output: Path | None = None
-    precisions: tuple[str, ...] = ("fp32", "int8")
+    precisions: tuple[str, ...] = ()
+    default_precisions: tuple[str, ...] = ("fp32", "int8")
     format: str = "openvino"
     search: SearchSettings = SearchSettings()
     sparsity: Sparsity | None = None

@@ -151,6 +151,7 @@ def _table(job: Job) -> LatencyTable | None:
     try:
         if job.profile.latency_table is None:
             return roofline_table(job.profile, job.shape, job.workload, (precision,))
+        job.profile.latency_table.check_threads(job.threads)
         job.profile.latency_table.phase("decode", precision)
         return job.profile.latency_table
     except BadInputError as error:

@@ -202,6 +202,25 @@ class LatencyTable:
         if different:
             raise BadInputError(f"the latency table was made for {', '.join(different)}: measure one for this model")
 
+    def check_threads(self, threads: int) -> None:
+        """Refuses another number of threads than the table was measured with, where that is known.
+
+        Raises:
+            BadInputError: it differs.
+        """
+        if self.record is not None and self.record.threads != threads:
+            raise BadInputError(
+                f"the latency table was measured with {self.record.threads} threads, asked for are {threads}: leave "
+                f"out --threads, or measure one with `prune-export profile measure --threads {threads}`"
+            )
+
+    def precisions(self, metrics: Iterable[str]) -> tuple[str, ...]:
+        """Weight precisions in which the table predicts all of these: "tpot", "ttft" or "total"."""
+        phases = {phase for metric in metrics for phase in _phases(metric)}
+        found = dict.fromkeys(costs.precision for costs in self.costs)
+        known = {(costs.phase, costs.precision) for costs in self.costs}
+        return tuple(item for item in found if all((phase, item) in known for phase in phases))
+
     def trust(self, metric: str, *, precision: str) -> str:
         """One sentence on how far the table's predictions of a metric were off where that is known.
 
@@ -212,8 +231,7 @@ class LatencyTable:
         Raises:
             BadInputError: precision not in the table.
         """
-        named: dict[str, tuple[Phase, ...]] = {"ttft": ("prefill",), "tpot": ("decode",)}
-        phases = named.get(metric, ("prefill", "decode"))
+        phases = _phases(metric)
         costs = max((self.phase(phase, precision) for phase in phases), key=lambda item: item.error)
         if self.source == "roofline":
             of_ratio = ROOFLINE_ERRORS[costs.phase][1]
@@ -263,3 +281,9 @@ class LatencyTable:
             later = (self.key.new_tokens - 1) * self.phase("decode", precision).seconds(stack)
             return self.phase("prefill", precision).seconds(stack) + later
         raise BadInputError(f'a latency table predicts ttft, tpot or total, not "{metric}"')
+
+
+def _phases(metric: str) -> tuple[Phase, ...]:
+    """What a latency is made of."""
+    named: dict[str, tuple[Phase, ...]] = {"ttft": ("prefill",), "tpot": ("decode",)}
+    return named.get(metric, ("prefill", "decode"))

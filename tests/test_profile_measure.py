@@ -222,16 +222,18 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     # Back on the workstation, which is not the box: planned with the box's table, and called predicted.
     limit = 0.9 * found.latency_table.predict(shape.layers, "tpot", precision="int8")
     delivery = [
-        *("--model", str(checkpoint), "--device", str(box), "--target-latency", f"{limit * 1e6:.4f}us", "--quiet"),
-        *("--precision", "int8", "--workload", "prompt=8,new=4", "-o", str(tmp_path / "out")),
+        *("--model", str(checkpoint), "--device", str(box), "--target-latency", f"{limit * 1e6:.4f}us"),
+        *("--workload", "prompt=8,new=4", "-o", str(tmp_path / "out")),
         *("--calibration", str(text_file), "--eval-text", str(text_file), "--mlp-group", "16"),
         *("--calibration-windows", "4", "--calibration-length", "64"),
     ]
     with monkeypatch.context() as workstation:
         workstation.setattr(preflight, "host_fingerprint", elsewhere)
         assert cli.main(delivery) == 0
+    assert "has int8 and not fp32: planned in int8" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["claim"] == "predicted"
+    assert {item["precision"] for item in manifest["candidates"]} == {"int8"}
     assert manifest["device"] == {
         "runtime": "openvino", "device": "CPU", "threads": 1, "match": json.loads(json.dumps(to_json(found.match)))
     }  # fmt: skip

@@ -28,8 +28,8 @@ def add_main(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         metavar="fp32,int8",
-        default="fp32,int8",
-        help="weight precisions that may be delivered: fp32, fp16, bf16, int8, int4 (default fp32,int8)",
+        help="weight precisions that may be delivered: fp32, fp16, bf16, int8, int4 (default fp32,int8, of another "
+        "device with a latency table those that it has)",
     )
     parser.add_argument(
         "--format",
@@ -58,7 +58,7 @@ def run_main(arguments: argparse.Namespace) -> int:
         further=tuple(further),
         workload=workload,
         output=arguments.output,
-        precisions=parse_precisions(arguments.precision),
+        precisions=parse_precisions(arguments.precision) if arguments.precision is not None else (),
         format=arguments.format,
         search=parse_search(arguments),
         sparsity=parse_sparsity(arguments.sparsity, arguments.sparsity_method),

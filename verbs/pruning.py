@@ -65,7 +65,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     """Arguments of `plan`."""
     parser.add_argument("--model", default="reference", help="directory or hub id (default: the embedded model)")
     parser.add_argument("--device", default="host", help="profile name or TOML file (default host)")
-    parser.add_argument("--precision", default="int8", metavar="int8", help="weight precision the latency is for")
+    parser.add_argument("--precision", metavar="int8", help="weight precision the latency is for (default int8)")
     parser.add_argument("-o", "--output", type=Path, metavar="PLAN.json", required=True, help="or a directory for many")
     parser.add_argument(
         "--sweep", action="store_true", help="plans for many ratios, 5%%, 10%% and so on if --target-ratio names none"
@@ -89,7 +89,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         target=target,
         workload=requested_workload(arguments),
-        precisions=parse_precisions(arguments.precision),
+        precisions=parse_precisions(arguments.precision) if arguments.precision is not None else (),
+        default_precisions=("int8",),
         search=parse_search(arguments),
         calibration=arguments.calibration,
         threads=arguments.threads,
