@@ -17,6 +17,7 @@ from prune_export.benchmark.run import run_benchmark as benchmark
 from prune_export.deliver import baseline, deliver
 from prune_export.delivery.card import checkpoint_card, write_card
 from prune_export.delivery.exported import describe_export
+from prune_export.delivery.latency import medians
 from prune_export.delivery.preflight import calibration_tokens, open_job
 from prune_export.delivery.request import Job, Request, SearchSettings, Variant
 from prune_export.delivery.resources import TreeMemory
@@ -86,6 +87,10 @@ def _planned(request: Request, report: Progress, *, front_file: Path | None = No
     """Searches a plan; what was evaluated is forgotten at the end, unless something fails: it can be resumed then."""
     with TreeMemory(lambda: report.current) as memory, open_job(request, report, memory, planning=True) as job:
         precision = job.request.precisions[0]
+        if request.target.metric != "parameters" and (names := " and ".join(medians(job))):
+            report.note(
+                f"note: {names} is planned by its median: nothing tells {request.target.statistic} on this device"
+            )
         made = _no_baseline(job, precision) if request.target.metric == "parameters" else baseline(job)
         workshop = Workshop(job, made, precision)
         found = first_proposal(workshop).plan

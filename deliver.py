@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prune_export.delivery.bench import measured
 from prune_export.delivery.exporters import exporter_of
-from prune_export.delivery.latency import trust
+from prune_export.delivery.latency import medians, trust
 from prune_export.delivery.loop import decide
 from prune_export.delivery.preflight import open_job
 from prune_export.delivery.publish import publish
@@ -99,5 +99,9 @@ def _notes(job: Job, outcome: Outcome, loss: float) -> tuple[str, ...]:
         metric = timed_metric(job.request.target)
         if found := trust(job, metric, outcome.delivered.precision):
             notes.append(f"{metric} {found}")
+        if found := " and ".join(medians(job)):
+            notes.append(
+                f"predicted {found} is the median: nothing tells {job.request.target.statistic} on this device"
+            )
         notes.append(f"{job.mismatch}: run `prune-export benchmark {job.output}` there to measure it")
     return tuple(notes)

@@ -280,6 +280,7 @@ class Manifest:
         versions: package name to version.
         speedups: of a measured speed-up: dense / delivered in each round of the closing measurement; their median
             decides, and the round that has it is the deciding one.
+        medians: latencies whose predictions here are medians, whatever statistic was asked for.
         workload: what the claim is about; None in manifests of earlier versions.
         timings_s: phase of the run to seconds.
         peak_tree_bytes: peak resident memory of the run's whole process tree, up to the writing of the manifest.
@@ -318,6 +319,7 @@ class Manifest:
     speedups: tuple[float, ...] = ()
     further: tuple[FurtherTarget, ...] = field(default=(), metadata=SPARSE)
     front: tuple[PredictedPoint, ...] = field(default=(), metadata=SPARSE)
+    medians: tuple[str, ...] = field(default=(), metadata=SPARSE)
     workload: Workload | None = field(default=None, metadata=SPARSE)
     device: PlannedDevice | None = field(default=None, metadata=SPARSE)
     timings_s: dict[str, float] = field(default_factory=dict)

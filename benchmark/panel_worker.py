@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from prune_export.benchmark.child import Report, answer
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.timing import generate, no_collection, synthetic_prompt
 from prune_export.benchmark.worker import versions_of
+from prune_export.manifest import percentile
 from prune_export.records import from_json, to_json
 from prune_export.target import Workload
 
@@ -55,11 +57,20 @@ class PanelReply:
         ttft_s: of each model, the time to first token of each turn.
         tpot_s: of each model, the median time per output token of each turn.
         versions: package name to version.
+        token_tails: of each model, the tails of the times of all of its tokens (`tails_of`).
     """
 
     ttft_s: tuple[tuple[float, ...], ...] = ()
     tpot_s: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    token_tails: tuple[dict[str, float], ...] = ()
+
+
+def tails_of(samples: Sequence[float]) -> dict[str, float]:
+    """p90 and p99 as multiples of the median."""
+    known = tuple(samples)
+    middle = percentile(known, 50)
+    return {name: percentile(known, share) / middle for name, share in (("p90", 90), ("p99", 99))}
 
 
 def main() -> int:
@@ -88,17 +99,20 @@ def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
         generate(session, prompt, work.new_tokens)
     ttft: list[list[float]] = [[] for _ in sessions]
     tpot: list[list[float]] = [[] for _ in sessions]
+    tokens: list[list[float]] = [[] for _ in sessions]
     turns = list(range(len(sessions)))
     with no_collection():
         while len(ttft[0]) < _LEAST_TURNS or time.monotonic() - begun < request.seconds:
             for index in turns:
                 marks = generate(sessions[index], prompt, work.new_tokens)
                 ttft[index].append(marks[1] - marks[0])
-                tpot[index].append(median(later - earlier for earlier, later in pairwise(marks[1:])))
+                tokens[index] += (found := [later - earlier for earlier, later in pairwise(marks[1:])])
+                tpot[index].append(median(found))
             turns.reverse()  # there and back: no model is always the one after the largest
     versions = versions_of(find_model(Path(request.directories[0])).runtime.packages)
-    found: dict[str, Any] = to_json(PanelReply(tuple(map(tuple, ttft)), tuple(map(tuple, tpot)), versions))
-    return found
+    reply = PanelReply(tuple(map(tuple, ttft)), tuple(map(tuple, tpot)), versions, tuple(map(tails_of, tokens)))
+    written: dict[str, Any] = to_json(reply)
+    return written
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
+from prune_export.benchmark.panel_worker import tails_of
 from prune_export.benchmark.process import panel_request, run_panel
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.profiles import DeviceProfile, PhaseCosts
@@ -25,6 +26,7 @@ from prune_export.shape import LayerShape
 from prune_export.target import Workload
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+Tails = dict[Phase, dict[str, float]]  # phase to "p90" and "p99" as multiples of the median
 _AT_ONCE = 4  # stacks beside the first in one process
 
 
@@ -79,12 +81,14 @@ class StackTimes:
         seconds: phase to the time of each stack, on the base's scale.
         measurements: how often a stack was timed, in turns, in a process.
         versions: package to version, as the processes reported.
+        tails: phase to p90 and p99 of the largest stack as multiples of its median; empty where none were reported.
     """
 
     layers: tuple[tuple[LayerShape, ...], ...]
     seconds: dict[Phase, tuple[float, ...]]
     measurements: int
     versions: dict[str, str]
+    tails: Tails = field(default_factory=dict)
 
     def stacks(self, phase: Phase) -> list[Stack]:
         """The equations of a phase."""
@@ -96,7 +100,12 @@ class StackTimes:
         Raises:
             BadInputError: as `fit_costs`.
         """
-        return tuple(fit_costs(self.stacks(phase), phase=phase, precision=precision) for phase in PHASES)
+        found = []
+        for phase in PHASES:
+            costs = fit_costs(self.stacks(phase), phase=phase, precision=precision)
+            tails = self.tails.get(phase, {})
+            found.append(replace(costs, p90=round(tails.get("p90", 0.0), 4), p99=round(tails.get("p99", 0.0), 4)))
+        return tuple(found)
 
 
 def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Ruler, *, total: int) -> StackTimes:
@@ -117,10 +126,12 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     versions: dict[str, str] = {}
     of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    tails: list[tuple[tuple[LayerShape, ...], Tails]] = []
     while group := clock.built(waiting):
         rounds = clock.rounds(len(group), measurements)
         told = partial(_tell, ruler, len(layers) - 1, len(group) / rounds, total)
-        turns, versions = _turns((base, *group), ruler, rounds, clock.seconds(len(group), rounds), told)
+        turns, found_tails, versions = _turns((base, *group), ruler, rounds, clock.seconds(len(group), rounds), told)
+        tails += zip((stack.layers for stack in (base, *group)), found_tails, strict=True)
         layers += [stack.layers for stack in group]
         measurements += rounds * (1 + len(group))
         for phase in PHASES:
@@ -134,7 +145,18 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     for phase in PHASES:
         scale = midmean(of_base[phase])
         seconds[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
-    return StackTimes(tuple(layers), seconds, measurements, versions)
+    return StackTimes(tuple(layers), seconds, measurements, versions, _of_largest(tails))
+
+
+def _of_largest(known: Sequence[tuple[tuple[LayerShape, ...], Tails]]) -> Tails:
+    """The tails of the stack nearest to the dense model, the median of the groups that it was timed in."""
+    if not known or not all(tails for _, tails in known):
+        return {}
+    largest = max((layers for layers, _ in known), key=lambda stack: sum(one.kv_heads + one.mlp_width for one in stack))
+    found = [tails for layers, tails in known if layers == largest]
+    return {
+        phase: {name: median(tails[phase][name] for tails in found) for name in found[0][phase]} for phase in PHASES
+    }
 
 
 def _tell(ruler: Ruler, before: int, each: float, total: int, processes: int) -> None:
@@ -193,12 +215,13 @@ class _Clock:
 
 def _turns(
     stacks: Sequence[ExportedStack], ruler: Ruler, rounds: int, seconds: float, timed: Callable[[int], None]
-) -> tuple[dict[Phase, list[list[float]]], dict[str, str]]:
-    """Phase to the turns of each stack, in seconds, from one process a round; and the versions of what ran.
+) -> tuple[dict[Phase, list[list[float]]], list[Tails], dict[str, str]]:
+    """Phase to the turns of each stack, in seconds, from one process a round; their tails; the versions of what ran.
 
     What is loaded first in a process was found two to three percent slower, so each stack gets several places.
     """
     turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in stacks] for phase in PHASES}
+    of_tokens: list[list[dict[str, float]]] = [[] for _ in stacks]
     versions: dict[str, str] = {}
     for number in range(rounds):
         shift = round(number * len(stacks) / rounds)
@@ -216,5 +239,15 @@ def _turns(
         for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
             for index, new in zip(order, samples, strict=True):
                 turns[phase][index] += new
+        for index, tails in zip(order, reply.token_tails, strict=False):  # none from a device that tells none
+            of_tokens[index].append(tails)
         versions = reply.versions
-    return turns, versions
+    return turns, [_tails(*pair) for pair in zip(turns["prefill"], of_tokens, strict=True)], versions
+
+
+def _tails(first_tokens: Sequence[float], of_tokens: Sequence[dict[str, float]]) -> Tails:
+    """Of one stack, over its processes: of all first tokens, and the mean of the processes' later ones."""
+    if not of_tokens:
+        return {}
+    later = {name: fmean(found[name] for found in of_tokens) for name in of_tokens[0]}
+    return {"prefill": tails_of(first_tokens), "decode": later}

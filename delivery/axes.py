@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prune_export.delivery.drawing import colour
-from prune_export.delivery.summary import speed, timed_metric
+from prune_export.delivery.summary import predicted_statistic, speed, timed_metric
 from prune_export.manifest import Candidate, Manifest
 
 
@@ -51,7 +51,10 @@ def axis_words(manifest: Manifest) -> str:
     """What `figure_of` counts."""
     if manifest.target.metric == "memory":
         return "peak memory"
-    return f"{timed_metric(manifest.target)} {manifest.target.statistic}"
+    statistic = (
+        manifest.target.statistic if manifest.claim == "measured" else predicted_statistic(manifest, manifest.target)
+    )
+    return f"{timed_metric(manifest.target)} {statistic}"
 
 
 def unit_of(manifest: Manifest, largest: float) -> tuple[str, float]:

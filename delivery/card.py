@@ -8,14 +8,14 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from prune_export.delivery.summary import claim, sparsity_lines, speed, timed_metric
+from prune_export.delivery.summary import claim, shown, sparsity_lines, timed_metric, times
 from prune_export.export.versions import package_versions
 from prune_export.export_record import ExportRecord
 from prune_export.manifest import CHECKPOINT_FOLDER, Candidate, Manifest, ParityRecord
 from prune_export.plan import PrunePlan
 from prune_export.profiles.host import host_fingerprint
 from prune_export.shape import LayerShape, ModelShape
-from prune_export.units import format_bytes, format_duration
+from prune_export.units import format_bytes
 
 CARD_FILE = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -202,8 +202,9 @@ def _base_model(source: str) -> str | None:
 def _figures(manifest: Manifest) -> list[str]:
     """The comparison as a table; the delivered row in bold."""
     metric, base = timed_metric(manifest.target), manifest.candidates[0].perplexity
-    head = ("model", "weights", f"{metric} p50", f"{metric} p90", "memory", "parameters", "perplexity", "rise")
-    rows = [_figure_row(candidate, metric, base) for candidate in manifest.candidates]
+    columns = (f"{metric} {name}" for name in shown(manifest.target))
+    head = ("model", "weights", *columns, "memory", "parameters", "perplexity", "rise")
+    rows = [_figure_row(candidate, manifest, base) for candidate in manifest.candidates]
     marked = [
         tuple(f"**{cell}**" for cell in row) if candidate.delivered else row
         for candidate, row in zip(manifest.candidates, rows, strict=True)
@@ -214,18 +215,13 @@ def _figures(manifest: Manifest) -> list[str]:
     return [*_table(head, marked), "", f"{how} Perplexity is through the artifact itself; bold: delivered."]
 
 
-def _figure_row(candidate: Candidate, metric: str, base: float) -> tuple[str, ...]:
+def _figure_row(candidate: Candidate, manifest: Manifest, base: float) -> tuple[str, ...]:
     measured = candidate.measurement
-    if measured is None:
-        guess = speed(candidate, metric, "p90")
-        times, memory = ["-", "-" if guess is None else f"~{format_duration(guess)}"], "-"
-    else:
-        times = [format_duration(measured.percentile(metric, statistic)) for statistic in ("p50", "p90")]
-        memory = format_bytes(measured.peak_rss_bytes) if measured.peak_rss_bytes else "-"
+    memory = format_bytes(measured.peak_rss_bytes) if measured and measured.peak_rss_bytes else "-"
     return (
         candidate.name,
         candidate.precision,
-        *times,
+        *times(candidate, manifest, shown(manifest.target)),
         memory,
         f"{candidate.parameters:,}",
         f"{candidate.perplexity:.2f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prune_export.benchmark.properties import WEIGHT_BYTES, cache_bytes
-from prune_export.delivery.latency import latency_table
+from prune_export.delivery.latency import latency_table, tail
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.state import RunState
 from prune_export.delivery.summary import timed_metric
@@ -50,9 +50,10 @@ class Cost:
         return self.latency(shape)
 
     def latency(self, shape: ModelShape) -> float:
-        """Seconds of the latency that the target's tables show."""
-        metric = timed_metric(self._job.request.target)
-        return self._latency_table().predict(shape.layers, metric, precision=self._variant.precision)
+        """Seconds of the latency that the target's tables show, in its statistic where that is known (`tail`)."""
+        target, precision = self._job.request.target, self._variant.precision
+        found = self._latency_table().predict(shape.layers, timed_metric(target), precision=precision)
+        return found * (tail(self._job, target, precision) or 1.0)
 
     def _latency_table(self) -> LatencyTable:
         """Measured or estimated once, when first asked."""

@@ -13,6 +13,7 @@ from prune_export.delivery.stacks import Design, build_stack, designs, refuse_mi
 from prune_export.delivery.summary import timed_metric
 from prune_export.errors import BadInputError
 from prune_export.profiles.latency import LatencyTable
+from prune_export.target import Target
 
 
 def trust(job: Job, metric: str, precision: str) -> str:
@@ -24,6 +25,32 @@ def trust(job: Job, metric: str, precision: str) -> str:
         return table.trust(metric, precision=precision)
     except BadInputError:
         return ""
+
+
+def tail(job: Job, target: Target, precision: str) -> float:
+    """What predicted medians of a target's latency are multiplied by to be of its statistic; 0 where that is not known.
+
+    Known are the percentiles in a table of the profile, if it has them for every precision at hand. Where the host is
+    the device, figures are measured, and costs only compare plans: they stay medians.
+    """
+    table = job.profile.latency_table
+    if job.measured or target.statistic == "p50":
+        return 1.0
+    if table is None:
+        return 0.0
+    metric = timed_metric(target)
+    known = {
+        item: table.tail(metric, target.statistic, precision=item) for item in (*job.request.precisions, precision)
+    }
+    return known[precision] if all(known.values()) else 0.0
+
+
+def medians(job: Job) -> tuple[str, ...]:
+    """Latencies that are predicted as medians though another statistic is asked for: nothing tells how they spread."""
+    if job.measured or job.shape.mixer is not None:
+        return ()
+    targets, precision = (job.request.target, *job.request.further), job.request.precisions[0]
+    return tuple(dict.fromkeys(timed_metric(item) for item in targets if not tail(job, item, precision)))
 
 
 def latency_table(job: Job, dense: Variant) -> LatencyTable:

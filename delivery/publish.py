@@ -10,6 +10,7 @@ from pathlib import Path
 from prune_export.benchmark.runtimes import runtime_of
 from prune_export.delivery.card import delivery_card, write_card
 from prune_export.delivery.ir_checks import continuation
+from prune_export.delivery.latency import medians
 from prune_export.delivery.report import with_report_files, write_report
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.sparse import stored_sparsity
@@ -95,6 +96,7 @@ def _manifest(job: Job, outcome: Outcome) -> Manifest:
         versions=package_versions(),
         speedups=outcome.speedups,
         further=outcome.further,
+        medians=medians(job),
         workload=job.workload,
         device=PlannedDevice(
             runtime=runtime_of(request.format).name,

@@ -11,12 +11,14 @@ from prune_export.delivery.drawing import Picture
 from prune_export.delivery.pareto_plot import pareto, predicted_front
 from prune_export.delivery.plots import distribution, distribution_metrics, predictions
 from prune_export.delivery.provenance import is_report, provenance, workload_of
-from prune_export.delivery.summary import claim, sparsity_lines, speed, timed_metric
+from prune_export.delivery.summary import claim, sparsity_lines, timed_metric, times
 from prune_export.files import sha256, write_whole
 from prune_export.hashes import FileRecord, check_seal
 from prune_export.manifest import FIGURES_FOLDER, MANIFEST, PLAN_FILE, REPORT_FILE, Candidate, Manifest
 from prune_export.plan import PrunePlan
 from prune_export.units import format_bytes, format_duration
+
+_STATISTICS = ("p50", "p90", "p99")
 
 
 def write_report(directory: Path) -> Path:
@@ -156,25 +158,30 @@ def _loop(manifest: Manifest, pictures: dict[str, Picture]) -> list[str]:
 
 def _candidates(manifest: Manifest) -> str:
     metric = timed_metric(manifest.target)
-    times = [f"{metric} {statistic}" for statistic in ("p50", "p90", "p99")]
-    head = ("model", "weights", *times, "load", "memory", "parameters", "perplexity", "rise")
+    head = (
+        "model",
+        "weights",
+        *(f"{metric} {name}" for name in _STATISTICS),
+        "load",
+        "memory",
+        "parameters",
+        "perplexity",
+        "rise",
+    )
     base = manifest.candidates[0].perplexity
-    rows = [_candidate(candidate, metric, base) for candidate in manifest.candidates]
+    rows = [_candidate(candidate, manifest, base) for candidate in manifest.candidates]
     return page.table("alternatives", head, rows, marks=[item.delivered for item in manifest.candidates], left=2)
 
 
-def _candidate(candidate: Candidate, metric: str, base: float) -> tuple[str, ...]:
-    measured = candidate.measurement
-    if measured is None:
-        guess = speed(candidate, metric, "p90")
-        times: tuple[str, ...] = ("-", "-" if guess is None else f"~{format_duration(guess)}", "-", "-", "-")
-    else:
-        shown = [format_duration(measured.percentile(metric, statistic)) for statistic in ("p50", "p90", "p99")]
+def _candidate(candidate: Candidate, manifest: Manifest, base: float) -> tuple[str, ...]:
+    measured, load, memory = candidate.measurement, "-", "-"
+    if measured is not None:
         load = format_duration(sum(measured.load_s) / len(measured.load_s))
-        times = (*shown, load, format_bytes(measured.peak_rss_bytes) if measured.peak_rss_bytes else "-")
+        memory = format_bytes(measured.peak_rss_bytes) if measured.peak_rss_bytes else "-"
     rise = f"{candidate.perplexity / base - 1:+.1%}"
     size = f"{candidate.parameters:,}"
-    return (candidate.name, candidate.precision, *times, size, f"{candidate.perplexity:.2f}", rise)
+    found = (*times(candidate, manifest, _STATISTICS), load, memory)
+    return (candidate.name, candidate.precision, *found, size, f"{candidate.perplexity:.2f}", rise)
 
 
 def _rounds(manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,16 @@ def render(delivery: Delivery, *, quiet: bool) -> str:
 def table(manifest: Manifest) -> str:
     """The candidates side by side: latency, memory, parameters, perplexity."""
     metric = timed_metric(manifest.target)
-    header = ("", "", f"{metric} p50", f"{metric} p90", "memory", "parameters", "perplexity", "")
-    rows = [header, *(_row(candidate, metric) for candidate in manifest.candidates)]
+    header = (
+        "",
+        "",
+        *(f"{metric} {name}" for name in shown(manifest.target)),
+        "memory",
+        "parameters",
+        "perplexity",
+        "",
+    )
+    rows = [header, *(_row(candidate, manifest) for candidate in manifest.candidates)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(_line(row, widths) for row in rows)
 
@@ -66,20 +75,26 @@ def claim(manifest: Manifest) -> str:
         word, sign = ("met", ">=") if manifest.figure >= manifest.limit else ("not met", "<")
         return f"{word}: {manifest.figure:.1%} of the parameters removed {sign} {manifest.limit:.1%}"
     main = FurtherTarget(manifest.target, manifest.limit, manifest.figure)
-    text = _sentence(main, manifest.claim)
+    text = _sentence(manifest, main)
     if manifest.speedups:
         text += _paired(manifest, _what(main.target), met=main.met)
-    others = (_sentence(item, manifest.claim) for item in manifest.further)
+    others = (_sentence(manifest, item) for item in manifest.further)
     return "\n".join([text, *others]) + _against_dense(manifest)
 
 
-def _sentence(item: FurtherTarget, word: str) -> str:
+def _sentence(manifest: Manifest, item: FurtherTarget) -> str:
     """What is claimed of one target, whatever became of the others."""
     show = format_bytes if item.target.metric == "memory" else format_duration
-    what = f"{_what(item.target)} {show(item.figure)}"
-    if word == "predicted":
+    if manifest.claim == "predicted":
+        what = f"{item.target.metric} {predicted_statistic(manifest, item.target)} {show(item.figure)}"
         return f"predicted, not measured: {what} {'would meet' if item.met else 'would miss'} {show(item.limit)}"
+    what = f"{_what(item.target)} {show(item.figure)}"
     return f"{'met' if item.met else 'not met'}: measured {what} {'<=' if item.met else '>'} {show(item.limit)}"
+
+
+def predicted_statistic(manifest: Manifest, target: Target) -> str:
+    """What predictions of a target's latency are of: "p90", or "median" where nothing tells how it spreads."""
+    return "median" if timed_metric(target) in manifest.medians else target.statistic
 
 
 def _what(target: Target) -> str:
@@ -161,19 +176,31 @@ def _factor(dense: Candidate, delivered: Candidate, metric: str, statistic: str)
     return theirs / own if own and theirs else None
 
 
-def _row(candidate: Candidate, metric: str) -> tuple[str, ...]:
+def shown(target: Target) -> tuple[str, str]:
+    """The statistics that tables of candidates have: the median, and the target's own one or p90."""
+    return "p50", "p99" if target.statistic == "p99" else "p90"
+
+
+def times(candidate: Candidate, manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """A candidate's latency in some statistics; a prediction, with ~, stands under the one that it is of."""
+    metric = timed_metric(manifest.target)
+    if candidate.measurement is not None:
+        return [format_duration(candidate.measurement.percentile(metric, name)) for name in names]
+    if candidate.predicted_s is None:
+        return ["-"] * len(names)
+    known = predicted_statistic(manifest, manifest.target)
+    found = f"~{format_duration(candidate.predicted_s)}"
+    return [found if name == ("p50" if known == "median" else known) else "-" for name in names]
+
+
+def _row(candidate: Candidate, manifest: Manifest) -> tuple[str, ...]:
     measurement = candidate.measurement
-    if measurement is not None:
-        times = [format_duration(measurement.percentile(metric, statistic)) for statistic in ("p50", "p90")]
-        memory = format_bytes(measurement.peak_rss_bytes) if measurement.peak_rss_bytes else "-"
-    else:
-        predicted = "-" if candidate.predicted_s is None else f"~{format_duration(candidate.predicted_s)}"
-        times, memory = ["-", predicted], "-"
+    memory = format_bytes(measurement.peak_rss_bytes) if measurement and measurement.peak_rss_bytes else "-"
     mark = "<- delivered" if candidate.delivered else ""
     return (
         candidate.name,
         candidate.precision,
-        *times,
+        *times(candidate, manifest, shown(manifest.target)),
         memory,
         f"{candidate.parameters:,}",
         f"{candidate.perplexity:.2f}",

@@ -81,6 +81,8 @@ class PhaseCosts:
         mlp: cost of one MLP against its width.
         error: mean relative error on the stacks that it was fitted to; of an estimate, on the machines where estimates
             were checked.
+        p90, p99: percentiles of the phase as multiples of the median, which the costs are of, as measured with the
+            model that is nearest to the dense one; 0 where they were not.
     """
 
     phase: Phase
@@ -89,6 +91,8 @@ class PhaseCosts:
     attention: CostCurve
     mlp: CostCurve
     error: float = 0.0
+    p90: float = field(default=0.0, metadata=SPARSE)
+    p99: float = field(default=0.0, metadata=SPARSE)
 
     def seconds(self, layers: Iterable[Layer]) -> float:
         """Fixed cost plus the sum over the blocks."""
@@ -261,8 +265,26 @@ class LatencyTable:
         known = ", ".join(f"{costs.phase} {costs.precision}" for costs in self.costs)
         raise BadInputError(f"the latency table has no {phase} costs in {precision}; it has {known}")
 
+    def tail(self, metric: str, statistic: str, *, precision: str) -> float:
+        """A percentile of a latency as a multiple of its median; 0 where that is not known.
+
+        The sum of many tokens spreads less than each of them, so nothing is known of "total".
+
+        Args:
+            metric: "tpot", "ttft" or "total".
+            statistic: "p50", "p90" or "p99".
+            precision: weight precision.
+
+        Raises:
+            BadInputError: precision not in the table.
+        """
+        phases = _phases(metric)
+        costs = self.phase(phases[0], precision)
+        known = {"p90": costs.p90, "p99": costs.p99} if len(phases) == 1 else {}
+        return 1.0 if statistic == "p50" else known.get(statistic, 0.0)
+
     def predict(self, layers: Iterable[Layer], metric: str, *, precision: str) -> float:
-        """Seconds of a model with these layers.
+        """Median seconds of a model with these layers.
 
         Args:
             layers: any `LayerShape`s; zero sizes cost nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from prune_export import cli
 from prune_export.benchmark.roofline import roofline_table
 from prune_export.deliver import deliver
 from prune_export.delivery.known_table import planned_format, with_precisions
+from prune_export.delivery.latency import medians, tail
 from prune_export.delivery.request import Request
+from prune_export.delivery.summary import render
 from prune_export.errors import BadInputError
 from prune_export.profiles import DeviceMatch, DeviceProfile, TableRecord, load_profile, to_toml
 from prune_export.profiles.host import host_cores
@@ -134,7 +137,9 @@ def test_another_runtime_is_refused_with_what_can_be_done() -> None:
     with pytest.raises(BadInputError, match=r"runs through onnxruntime: measure one with .* --runtime onnxruntime"):
         resolved(box("int8", runtime="torch"), format="onnx")
     assert resolved(box("int8", runtime="onnxruntime"), format="onnx")[0].precisions == ("int8",)
-    assert resolved(box("int8", runtime="torch", device="cuda"))[0].precisions == ("int8",)  # a checkpoint is timed there
+    assert resolved(box("int8", runtime="torch", device="cuda"))[0].precisions == (
+        "int8",
+    )  # a checkpoint is timed there
 
 
 def test_a_plan_is_made_in_the_tables_format() -> None:
@@ -217,3 +222,61 @@ def test_on_the_device_a_precision_without_costs_gets_its_own(request_: Request,
     assert (manifest.claim, manifest.met, manifest.precision) == ("measured", True, "fp32")
     assert 0.93 * manifest.limit <= manifest.figure
     assert "note: the latency table of box has nothing for fp32: one is measured here now" in progress.notes
+
+
+def scaled(profile: DeviceProfile, **tails: float) -> DeviceProfile:
+    """The profile with these percentiles in its table."""
+    table = profile.latency_table
+    assert table is not None
+    return replace(profile, latency_table=replace(table, costs=tuple(replace(item, **tails) for item in table.costs)))
+
+
+def test_costs_are_of_the_statistic_where_that_is_known_and_predicted() -> None:
+    job: Any = SimpleNamespace(
+        profile=scaled(box("int8", "fp32"), p90=1.25, p99=1.5), measured=False, shape=SHAPE,
+        request=Request("m", "d", TPOT, (Target("total", 1.0),), precisions=("fp32", "int8")),
+    )  # fmt: skip
+    for statistic, ratio in (("p50", 1.0), ("p90", 1.25), ("p99", 1.5)):
+        assert tail(job, Target("tpot", 0.01, statistic), "int8") == ratio  # type: ignore[arg-type]
+    assert tail(job, Target("total", 1.0), "int8") == 0.0
+    assert medians(job) == ("total",)
+    costs = job.profile.latency_table.costs
+    # One precision without percentiles: all are compared as medians.
+    partly = (replace(costs[0], p90=0.0), replace(costs[1], p90=0.0), *costs[2:])
+    job.profile = replace(job.profile, latency_table=replace(job.profile.latency_table, costs=partly))
+    assert tail(job, TPOT, "fp32") == tail(job, TPOT, "int8") == 0.0
+    assert medians(job) == ("tpot", "total")
+    job.profile = load_profile("cpu-xeon")
+    assert medians(job) == ("tpot", "total")
+    # What is measured is of the statistic itself, and costs only compare plans.
+    job.measured = True
+    assert tail(job, TPOT, "int8") == 1.0
+    assert medians(job) == ()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_prediction_is_of_the_statistic_that_the_target_limits(
+    request_: Request,  # noqa: F811
+    tmp_path: Path,
+    known: bool,
+) -> None:
+    shape, path = model_shape(load_config(Path(request_.model))), tmp_path / "box.toml"
+    profile = replace(box("int8", "fp32"), match=DeviceMatch(vendors=("AnotherVendor",)))
+    assert profile.latency_table is not None
+    key = replace(profile.latency_table.key, vocab_size=shape.vocab_size)
+    profile = replace(profile, latency_table=replace(profile.latency_table, key=key))
+    table = profile.latency_table
+    assert table is not None
+    path.write_text(to_toml(scaled(profile, p90=1.25) if known else profile))
+    ratio = 1.25 if known else 1.0
+    dense = table.predict(shape.layers, "tpot", precision="int8")
+    limit = 0.95 * ratio * dense
+    delivery = deliver(replace(request_, device=str(path), precisions=("int8",), target=Target("tpot", limit)))
+    manifest = delivery.manifest
+    assert manifest.medians == (() if known else ("tpot",))
+    pruned = table.predict(manifest.shape.layers, "tpot", precision="int8")
+    assert manifest.figure == pytest.approx(ratio * pruned)
+    assert [item.predicted_s for item in manifest.candidates] == pytest.approx([ratio * dense, ratio * pruned])
+    text = render(delivery, quiet=True)
+    assert f"predicted, not measured: tpot {'p90' if known else 'median'} " in text
+    assert ("predicted tpot is the median: nothing tells p90 on this device" in text) is not known

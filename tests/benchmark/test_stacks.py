@@ -15,7 +15,7 @@ import pytest
 from prune_export.benchmark import bandwidth, stacks, turns
 from prune_export.benchmark.bandwidth import read_bandwidth
 from prune_export.benchmark.held_out import held_out_errors
-from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
+from prune_export.benchmark.panel_worker import PanelReply, PanelRequest, tails_of
 from prune_export.benchmark.process import run_panel
 from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, midmean, time_stacks
 from prune_export.benchmark.turns import bootstrap, compare_turns
@@ -86,6 +86,48 @@ def test_drift_from_turn_to_turn_changes_nothing(drifting: list[PanelRequest]) -
     assert times.seconds["prefill"][2] == pytest.approx(10 * times.seconds["decode"][2])
 
 
+def test_tails_are_those_of_the_largest_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small stacks jitter more; a table from shallow stacks is timed with the whole model among the others."""
+    shallow, few = DENSE[:2], stack((LayerShape(4, 2, 0), *DENSE[1:2]))
+    others = [few, stack(smaller(2, 128)[:2]), stack(smaller(1, 256)[:2]), stack(DENSE), stack(smaller(2, 64)[:2])]
+    processes: list[int] = []
+
+    def fake(request: PanelRequest) -> PanelReply:
+        processes.append(len(request.directories))
+        costs = [float(Path(name).name) for name in request.directories]
+        ratios = [0.1 / cost for cost in costs]
+        spread = [(cost,) * 9 + (cost * 3,) * 2 for cost in costs]
+        return PanelReply(
+            tuple(spread),
+            tuple((cost,) * 11 for cost in costs),
+            {},
+            tuple({"p90": 1 + each, "p99": 1 + 2 * each + (len(processes) % 2) / 10} for each in ratios),
+        )
+
+    monkeypatch.setattr(stacks, "run_panel", fake)
+    times = time_stacks(stack(shallow), others, RULER, total=5)
+    dense = 0.1 / seconds(DENSE)
+    # One process had 0.1 more than the other; the 90th percentile of eleven values is the tenth.
+    assert times.tails["decode"] == {"p90": pytest.approx(1 + dense), "p99": pytest.approx(1.05 + 2 * dense)}
+    assert times.tails["prefill"]["p90"] == pytest.approx(3.0)
+    prefill, decode = times.costs("int8")
+    assert (prefill.p90, prefill.p99) == (3.0, 3.0)
+    assert (decode.p90, decode.p99) == (round(1 + dense, 4), round(1.05 + 2 * dense, 4))
+
+
+def test_without_tails_costs_have_none(drifting: list[PanelRequest]) -> None:
+    times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
+    assert times.tails == {}
+    assert [(costs.p90, costs.p99) for costs in times.costs("int8")] == [(0.0, 0.0)] * 2
+
+
+def test_a_tail_is_relative_to_the_median() -> None:
+    # 101 values from 1 to 2: the median is 1.5, p90 1.9 and p99 1.99.
+    assert tails_of([1 + share / 100 for share in range(101)]) == {
+        "p90": pytest.approx(1.9 / 1.5), "p99": pytest.approx(1.99 / 1.5),
+    }  # fmt: skip
+
+
 def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[PanelRequest]) -> None:
     times = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5)
     others = [stack((LayerShape(2, 1, 200), LayerShape(0, 0, 96), *DENSE[2:])), stack(smaller(1, 96))]
@@ -151,6 +193,8 @@ def test_a_panel_times_its_models_turn_by_turn(tiny_ir: Path) -> None:
     assert [len(turns) for turns in (*found.ttft_s, *found.tpot_s)] == [2] * 6
     assert min(value for turns in (*found.ttft_s, *found.tpot_s) for value in turns) > 0
     assert "openvino" in found.versions
+    assert [tail.keys() for tail in found.token_tails] == [{"p90", "p99"}] * 3
+    assert all(1.0 <= tail["p90"] <= tail["p99"] for tail in found.token_tails)
     longer = run_panel(PanelRequest((str(tiny_ir),), "fp32", 1, "CPU", work, 1.0))
     assert len(longer.ttft_s[0]) > 2
     with pytest.raises(BadInputError, match="gone is not a directory"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from test_report import manifest  # type: ignore[import-not-found]
+import pytest
+from test_report import PLAN, manifest, text_of  # type: ignore[import-not-found]
 
-from prune_export.delivery.summary import claim
+from prune_export.delivery.axes import axis_words
+from prune_export.delivery.card import delivery_card
+from prune_export.delivery.summary import claim, table
 from prune_export.manifest import FurtherTarget, Manifest
-from prune_export.target import Target
+from prune_export.target import Statistic, Target
 
 LATENCY, FIRST, MEMORY = Target("tpot", 0.01), Target("ttft", 1.0), Target("memory", float(2 << 20))
 
@@ -54,3 +57,30 @@ def test_a_share_of_the_parameters() -> None:
     made = replace(manifest(), target=Target("parameters", 0.2), limit=0.2)
     assert claim(replace(made, figure=0.22)) == "met: 22.0% of the parameters removed >= 20.0%"
     assert claim(replace(made, figure=0.18)) == "not met: 18.0% of the parameters removed < 20.0%"
+
+
+def test_a_predicted_median_is_called_one() -> None:
+    made = replace(judged(0.008, FurtherTarget(FIRST, 1.0, 0.5), measured=False), medians=("tpot",))
+    assert claim(made).splitlines()[:2] == [
+        "predicted, not measured: tpot median 8.00 ms would meet 10.0 ms",
+        "predicted, not measured: ttft p90 500 ms would meet 1.00 s",
+    ]
+    assert axis_words(made) == "tpot median"
+    # What became of it once it was measured is of the statistic that was asked for.
+    assert claim(replace(made, claim="measured")).startswith("met: measured tpot p90 8.00 ms")
+    assert axis_words(replace(made, claim="measured")) == "tpot p90"
+
+
+@pytest.mark.parametrize(
+    ("statistic", "medians", "column"),
+    [("p90", (), "tpot p90"), ("p90", ("tpot",), "tpot p50"), ("p50", (), "tpot p50"), ("p99", (), "tpot p99")],
+)
+def test_a_prediction_stands_under_what_it_is_of(statistic: Statistic, medians: tuple[str, ...], column: str) -> None:
+    made = replace(manifest(measured=False), target=Target("tpot", 0.01, statistic), medians=medians)
+    head, first, *_ = table(made).splitlines()
+    assert head.index(column) + len(column) == first.index("~2.00 ms") + len("~2.00 ms")
+    card = delivery_card(made, PLAN)
+    titles, _, cells, *_ = [line.split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    assert [title for title, cell in zip(titles, cells, strict=True) if cell.startswith("~")] == [column]
+    page = text_of(made, PLAN)
+    assert page.count("~2.00 ms</td>") == 1

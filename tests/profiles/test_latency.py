@@ -105,3 +105,26 @@ def test_a_table_says_how_far_it_can_be_trusted() -> None:
     )
     with pytest.raises(BadInputError, match="no decode costs in int4"):
         checked.trust("tpot", precision="int4")
+
+
+def test_percentiles_are_known_of_single_latencies_where_they_were_measured() -> None:
+    table = replace(TABLE, costs=(replace(PREFILL, p90=1.1, p99=1.2), replace(DECODE, p90=1.3, p99=1.7)))
+    found = {
+        (metric, statistic): table.tail(metric, statistic, precision="int8")
+        for metric in ("tpot", "ttft", "total")
+        for statistic in ("p50", "p90", "p99")
+    }
+    assert found == {
+        ("tpot", "p50"): 1.0, ("tpot", "p90"): 1.3, ("tpot", "p99"): 1.7,
+        ("ttft", "p50"): 1.0, ("ttft", "p90"): 1.1, ("ttft", "p99"): 1.2,
+        ("total", "p50"): 1.0, ("total", "p90"): 0.0, ("total", "p99"): 0.0,
+    }  # fmt: skip
+    assert TABLE.tail("tpot", "p90", precision="int8") == 0.0  # of a profile that was written before
+    with pytest.raises(BadInputError, match="no decode costs in fp32"):
+        table.tail("tpot", "p90", precision="fp32")
+
+
+def test_what_a_latency_needs_is_in_a_precision() -> None:
+    table = replace(TABLE, costs=(PREFILL, DECODE, replace(DECODE, precision="fp32")))
+    assert table.precisions(["tpot"]) == ("int8", "fp32")
+    assert table.precisions(["ttft"]) == table.precisions(["total"]) == table.precisions(["tpot", "ttft"]) == ("int8",)
