@@ -1,6 +1,7 @@
 """The runtimes that artifacts are measured and scored through: one row each.
 
-To add one: a file with its session and what it reads off its files, and a row here.
+To add one: a file with its session and what it reads off its files, a row here, and its name in `profiles/device.py`,
+which must not import this: what a profile may say is known without any runtime.
 """
 
 from __future__ import annotations
@@ -135,6 +136,9 @@ def _check_ir(ir: Path) -> None:
         raise BadInputError(f"{ir} has no weights beside it ({ir.with_suffix('.bin').name} is missing)")
 
 
+TORCH = "torch"
+_CHECKPOINT = "checkpoint"
+
 RUNTIMES: tuple[Runtime, ...] = (
     Runtime(
         "openvino",
@@ -161,10 +165,9 @@ RUNTIMES: tuple[Runtime, ...] = (
         _ort_genai,
         "onnxruntime-genai",
     ),
-    # Last: exports lie beside a configuration of the same name.
     Runtime(
-        "torch",
-        "checkpoint",
+        TORCH,
+        _CHECKPOINT,
         CONFIG_NAME,
         check_checkpoint,
         checkpoint_precision,
@@ -209,11 +212,13 @@ def find_model(directory: Path) -> Found:
     Raises:
         BadInputError: no such directory, no model, several models, or files missing beside it.
     """
-    *exports, torch = RUNTIMES
+    exports = [runtime for runtime in RUNTIMES if runtime.format != _CHECKPOINT]
+    # Last: exports lie beside a configuration of the same name.
+    checkpoints = [runtime for runtime in RUNTIMES if runtime.format == _CHECKPOINT]
     names = " or ".join(runtime.model_file for runtime in exports)
     if not directory.is_dir():
         raise BadInputError(f"artifact {directory} is not a directory: give one that holds {names}")
-    found = _within(exports, directory, "") or _within(exports, directory, "*/") or _within([torch], directory, "")
+    found = _within(exports, directory, "") or _within(exports, directory, "*/") or _within(checkpoints, directory, "")
     if not found:
         raise BadInputError(f"artifact {directory} holds no {names}: export the model first")
     if len(found) > 1:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from prune_export.errors import BadInputError
 from prune_export.formats import PRECISIONS
+from prune_export.profiles.device import RUNTIMES
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
 from prune_export.units import parse_duration
 from prune_export.verbs.command import limit_torch
 from prune_export.verbs.options import requested_workload
-
-_RUNTIMES = ("openvino", "onnxruntime", "torch")
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +130,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 def _add_measured(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--precision", default="int8", metavar="int8[,fp32]", help="of the weights (default int8)")
-    parser.add_argument("--runtime", choices=_RUNTIMES, help="default: the profile's")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="default: the profile's")
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1", help="what is timed (default as shown)")
 
 
