@@ -57,9 +57,10 @@ def _held_out(
 ) -> HeldOutError:
     base, *measured = times.seconds[costs.phase]
     layers = times.layers[1:]
+    predicted = [costs.seconds(stack) for stack in layers]
     # The table's own scale may be of another hour: what it says of the base is what was measured of it here.
     scale = base / costs.seconds(times.layers[0])
-    signed = [scale * costs.seconds(stack) / seconds - 1.0 for stack, seconds in zip(layers, measured, strict=True)]
+    signed = [scale * guess / seconds - 1.0 for guess, seconds in zip(predicted, measured, strict=True)]
     errors = sorted(map(abs, signed))
     dense = _bytes_read(shape, times.layers[0])
     by_bytes = [base * _bytes_read(shape, stack) / dense for stack in layers]
@@ -76,6 +77,7 @@ def _held_out(
         errors=tuple(round(error, 4) for error in signed),
         roofline_mean=_mean_error(guesses[1:], measured),
         roofline_ratio_mean=_mean_error([base * guess / guesses[0] for guess in guesses[1:]], measured),
+        seconds_mean=_mean_error(predicted, measured),
     )
 
 

@@ -315,12 +315,14 @@ def _with_figures(
 
 def error_table(table: LatencyTable) -> str:
     """What a table's record says of its error, in Markdown."""
-    lines = ["| precision | predicted | models | mean | p95 | worst | bytes alone | roofline | its ratio | noise |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    head = (
+        "precision | predicted | models | mean | p95 | worst | in seconds | bytes alone | roofline | its ratio | noise"
+    )
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
     names = {"prefill": "TTFT", "decode": "TPOT"}
     for item in table.record.held_out if table.record else ():
         estimates = (item.bytes_mean, item.roofline_mean, item.roofline_ratio_mean)
-        shares = (item.mean, item.p95, item.worst, *estimates, item.noise)
+        shares = (item.mean, item.p95, item.worst, item.seconds_mean, *estimates, item.noise)
         cells = " | ".join(f"{share:.1%}" for share in shares)
         lines.append(f"| {item.precision} | {names[item.phase]} | {item.models} | {cells} |")
     return "\n".join(lines)

@@ -141,6 +141,21 @@ def test_errors_on_other_models_and_of_the_bytes_alone(drifting: list[PanelReque
         assert item.noise < 1e-12
 
 
+def test_a_machine_of_another_hour_changes_the_error_in_seconds_alone(drifting: list[PanelRequest]) -> None:
+    costs = time_stacks(stack(DENSE), fitted_stacks(), RULER, total=5).costs("int8")
+    slower = [
+        replace(
+            item, fixed_s=3 * item.fixed_s,
+            attention=replace(item.attention, seconds=tuple(3 * value for value in item.attention.seconds)),
+            mlp=replace(item.mlp, seconds=tuple(3 * value for value in item.mlp.seconds)),
+        )
+        for item in costs
+    ]  # fmt: skip
+    for item in held_out_errors(slower, stack(DENSE), [stack(smaller(1, 96))], SHAPE, RULER, total=1):
+        assert item.worst < 1e-9
+        assert 0.5 < item.seconds_mean < 5.0  # 2, give or take what this device drifts
+
+
 def test_files_are_deleted_once_they_are_timed(drifting: list[PanelRequest], tmp_path: Path) -> None:
     made = []
 
