@@ -111,8 +111,13 @@ def check_destination(directory: Path, *, force: bool) -> None:
         raise BadInputError(f"output {directory} cannot be created: {parent} is not a writable directory")
 
 
-def check_space(directory: Path, needed: int) -> None:
+def check_space(directory: Path, needed: int, *, remedy: str = "choose another -o") -> None:
     """Refuses to start when the disk is too full.
+
+    Args:
+        directory: where the files will lie; it need not exist yet.
+        needed: bytes.
+        remedy: what helps, beside freeing some.
 
     Raises:
         BadInputError: less than `needed` bytes are free where `directory` lies.
@@ -121,7 +126,7 @@ def check_space(directory: Path, needed: int) -> None:
     if free < needed:
         raise BadInputError(
             f"{directory}: {format_bytes(free)} free on that disk, about {format_bytes(needed)} needed: "
-            "free some or choose another -o"
+            f"free some or {remedy}"
         )
 
 
@@ -214,9 +219,10 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A folder that is gone when the block ends; those of the same prefix that killed runs left go first.
 
     Args:
-        parent: where it is made.
+        parent: where it is made; made itself where it does not exist.
         prefix: of its name.
     """
+    parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(parent, prefix)
     with tempfile.TemporaryDirectory(dir=parent, prefix=_owned(prefix), ignore_cleanup_errors=True) as folder:
         yield Path(folder)

@@ -27,7 +27,7 @@ from prune_export.target import Workload
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 Tails = dict[Phase, dict[str, float]]  # phase to "p90" and "p99" as multiples of the median
-_AT_ONCE = 4  # stacks beside the first in one process
+AT_ONCE = 4  # stacks beside the first in one process
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class _Clock:
     def built(self, waiting: Iterator[ExportedStack]) -> list[ExportedStack]:
         """The next few stacks; asking for them may build them."""
         asked = time.monotonic()
-        group = list(islice(waiting, _AT_ONCE))
+        group = list(islice(waiting, AT_ONCE))
         self._building_s += time.monotonic() - asked
         self._built += len(group)
         self._left = max(0, self._left - len(group))
@@ -201,7 +201,7 @@ class _Clock:
         """Processes for a group of so many stacks beside the base, after so many timings."""
         if not self._ruler.most:
             return self._ruler.rounds
-        wanted = 1 + stacks + self._left + math.ceil(self._left / _AT_ONCE)
+        wanted = 1 + stacks + self._left + math.ceil(self._left / AT_ONCE)
         return max(1, min(self._ruler.rounds, (self._ruler.most - timings) // wanted))
 
     def seconds(self, stacks: int, rounds: int) -> float:
@@ -210,7 +210,7 @@ class _Clock:
             return self._ruler.seconds * (1 + stacks)
         to_build = self._left * self._building_s / self._built
         spare = self._ruler.budget_s - (time.monotonic() - self._begun) - to_build
-        return spare / rounds / (1 + math.ceil(self._left / _AT_ONCE))
+        return spare / rounds / (1 + math.ceil(self._left / AT_ONCE))
 
 
 def _turns(

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from prune_export.delivery.exporters import exporter_of
 from prune_export.delivery.known_table import planned_format, with_precisions
 from prune_export.delivery.request import Job, Request, SearchSettings, default_output
-from prune_export.delivery.resources import TreeMemory, free_memory, map_large_blocks
+from prune_export.delivery.resources import TreeMemory, check_memory, free_memory, map_large_blocks
 from prune_export.delivery.search import replayable
 from prune_export.delivery.sparse import check_sparsity
 from prune_export.delivery.stacks import refuse_mixers
@@ -36,9 +35,7 @@ from prune_export.prune.sources import resolve_source
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
 from prune_export.texts import Text, load_text, token_windows, windows_digest
-from prune_export.units import format_bytes
 
-_IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once imported
 # Candidates are compared with each other: windows shorter than the papers' 2048 rank them as well, in less memory.
 _WINDOW = 512
 _WORK_PREFIX = ".prune-export-"
@@ -104,7 +101,7 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory, *, planni
     check_resources(shape, output)
     compensated = plan.compensated if plan is not None else request.search.compensated
     texts = _texts(request, tokenizer, shape, progress, compensated=compensated)
-    with _work_directory(output) as work:
+    with scratch_folder(output.parent, _WORK_PREFIX) as work:
         yield Job(
             request=request,
             source=source,
@@ -230,12 +227,7 @@ def check_resources(shape: ModelShape, output: Path) -> None:
     weights = 4 * shape.parameters()
     # Dense and pruned IRs in each precision, the stacks of the latency table, and the delivered copy.
     check_space(output, 6 * weights + (256 << 20))
-    needed, free = 3 * weights + _IMPORTS_BYTES, psutil.virtual_memory().available
-    if free < needed:
-        raise BadInputError(
-            f"{format_bytes(free)} of memory free, about {format_bytes(needed)} needed for {shape.parameters():,} "
-            "parameters: close other programs or take a larger machine"
-        )
+    check_memory(3 * weights, shape.parameters())
 
 
 def _evaluation(text: Text, tokenizer: Any, shape: ModelShape, tokens: int | None) -> NDArray[np.int64]:
@@ -261,11 +253,3 @@ def _not_run(profile: DeviceProfile, format: str) -> str:
         f"{profile.name} runs checkpoints through {profile.runtime}, not {format}: what is delivered is timed with "
         f"`prune-export benchmark CHECKPOINT --device {profile.name}`"
     )
-
-
-@contextmanager
-def _work_directory(output: Path) -> Iterator[Path]:
-    parent = output.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(parent, _WORK_PREFIX) as work:
-        yield work

@@ -16,9 +16,11 @@ from prune_export.benchmark.kit import (
     profile_of,
     refuse_elsewhere,
 )
+from prune_export.benchmark.properties import WEIGHT_BYTES
 from prune_export.benchmark.roofline import table_key
-from prune_export.benchmark.stacks import ExportedStack, Ruler
+from prune_export.benchmark.stacks import AT_ONCE, ExportedStack, Ruler
 from prune_export.benchmark.threads import checked_threads
+from prune_export.delivery.resources import check_memory
 from prune_export.delivery.stacks import (
     Design,
     build_stack,
@@ -28,12 +30,16 @@ from prune_export.delivery.stacks import (
     refuse_mixers,
     table_depth,
 )
+from prune_export.files import check_space, scratch_folder
 from prune_export.profiles import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
 from prune_export.target import Workload
 
 HELD_OUT = 20
+_WORK_PREFIX = "prune-export-stacks-"
+# Models that lie there and are loaded at once: the first stack, the whole model, and a group of others.
+_TOGETHER = 2 + AT_ONCE
 
 
 def measure_profile(
@@ -52,7 +58,7 @@ def measure_profile(
 ) -> DeviceProfile:
     """The profile with a latency table for one model's dimensions, measured on this machine.
 
-    Stacks are built a few at a time and deleted once they are timed, so little disk is needed.
+    Stacks are built a few at a time and deleted once they are timed, so the disk need not hold all of them.
 
     Args:
         shape: of the dense model; only dimensions matter, so its weights are not read.
@@ -68,7 +74,8 @@ def measure_profile(
         progress: where progress goes.
 
     Raises:
-        BadInputError: the profile is not this machine's, or a family, precision or runtime that cannot be built.
+        BadInputError: the profile is not this machine's, a family, precision or runtime that cannot be built, or too
+            little disk or memory.
     """
     report = progress or Progress(quiet=True)
     refuse_mixers(shape, "a latency table")
@@ -90,23 +97,42 @@ def measure_profile(
             progress=report,
             discard=True,
         )
-        with tempfile.TemporaryDirectory(dir=work, prefix="stacks-") as folder:
+        with scratch_folder(work or Path(tempfile.gettempdir()), _WORK_PREFIX) as folder:
+            check_resources(shape, precision, folder)
             shallow = shape.with_layers(shape.layers[: table_depth(shape, precision)])
             wanted = list(designs(shallow, multiple, finer=True))
             dense = [] if shallow == shape else [Design("dense", shape.layers)]  # what the slopes are continued to
-            (base,) = built(shape, [Design("base", shallow.layers)], Path(folder), ruler, seed=seed)
+            (base,) = built(shape, [Design("base", shallow.layers)], folder, ruler, seed=seed)
             tables.append(
                 measured_precision(
                     shape,
                     base,
-                    built(shape, [*wanted, *dense], Path(folder), ruler, seed=seed),
-                    built(shape, others, Path(folder), ruler, seed=seed),
+                    built(shape, [*wanted, *dense], folder, ruler, seed=seed),
+                    built(shape, others, folder, ruler, seed=seed),
                     ruler,
                     counts=(len(wanted) + len(dense), len(others)),
-                    whole=partial(_first, shape, dense, Path(folder), ruler, seed) if dense else None,
+                    whole=partial(_first, shape, dense, folder, ruler, seed) if dense else None,
                 )
             )
     return profile_of(profile, table_key(shape, fitted), tables, name=name, bandwidth=bandwidth, progress=report)
+
+
+def check_resources(shape: ModelShape, precision: str, folder: Path) -> None:
+    """Refuses to start without the disk and the memory that a table takes at most.
+
+    Args:
+        shape: of the dense model, the largest that is built.
+        precision: of its weights.
+        folder: where it is built, in fp32 first.
+
+    Raises:
+        BadInputError: too little of either.
+    """
+    stored = _TOGETHER * WEIGHT_BYTES.get(precision, 4.0)
+    parameters = shape.parameters()
+    check_space(folder, int((stored + 4) * parameters) + (256 << 20), remedy="name another place with TMPDIR")
+    # Twice in fp32 while it is exported; later those that are timed together.
+    check_memory(int(max(8.0, stored) * parameters), parameters)
 
 
 def built(

@@ -11,7 +11,11 @@ from types import TracebackType
 
 import psutil
 
+from prune_export.errors import BadInputError
+from prune_export.units import format_bytes
+
 _INTERVAL_S = 0.2
+_IMPORTS_BYTES = 1 << 30  # what torch, transformers and openvino take once imported
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 20
 
 
@@ -77,6 +81,24 @@ class TreeMemory:
     def _note(self, bytes_: int) -> None:
         phase = self._phase()
         self.phases_bytes[phase] = max(self.phases_bytes.get(phase, 0), bytes_)
+
+
+def check_memory(needed: int, parameters: int) -> None:
+    """Refuses to start with too little memory.
+
+    Args:
+        needed: bytes beside the imports.
+        parameters: of the model, for the message.
+
+    Raises:
+        BadInputError: less is free.
+    """
+    total, free = needed + _IMPORTS_BYTES, psutil.virtual_memory().available
+    if free < total:
+        raise BadInputError(
+            f"{format_bytes(free)} of memory free, about {format_bytes(total)} needed for {parameters:,} "
+            "parameters: close other programs or take a larger machine"
+        )
 
 
 def map_large_blocks() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from prune_export import cli
@@ -296,6 +299,26 @@ def refuses_what_is_not_claimed(
     assert Manifest.load(out).device is None
     assert claim.claimed(out, load_profile(box), claim.Asked())[1] == load_profile(box)
     (out / "manifest.json").write_text(before)
+
+
+def test_too_little_disk_or_memory_is_refused_before_anything_is_built(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "build_stack", lambda *_, **__: pytest.fail("something was built"))
+    measure = partial(measure_profile, shape, HOST, name="x", precisions=("int8",), workload=SMALL, work=tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=300 << 20))
+        with pytest.raises(pytest.fail.Exception, match="something was built"):  # enough for so small a model
+            measure()
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=256 << 20))
+        with pytest.raises(BadInputError, match=r"256 MiB free on that disk, about 258 MiB needed: .* with TMPDIR"):
+            measure()
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1 << 30))
+    with pytest.raises(BadInputError, match=r"1.00 GiB of memory free, about 1.00 GiB needed for 168,000 parameters"):
+        measure()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_kit_or_another_device_is_one_line(
