@@ -39,12 +39,24 @@ def check_folder(folder: Path, *, format: str) -> None:
     # Checkpoints lie anywhere, beside manifests of other programs too; a delivery's has a name of its own.
     delivered = format != CHECKPOINT_FOLDER or folder.name == CHECKPOINT_FOLDER
     if delivered and (folder.parent / MANIFEST).is_file():
-        _compare(folder.parent, Manifest.load_unedited(folder.parent).files, f"{folder.name}/", MANIFEST)
+        files = Manifest.load_unedited(folder.parent).files
+        check_listed(folder.parent, files, document=MANIFEST, prefix=f"{folder.name}/")
     elif (folder / EXPORT_FILE).is_file():
-        _compare(folder, ExportRecord.load_unedited(folder).files, "", EXPORT_FILE)
+        check_listed(folder, ExportRecord.load_unedited(folder).files, document=EXPORT_FILE)
 
 
-def _compare(directory: Path, files: Mapping[str, FileRecord], prefix: str, document: str) -> None:
+def check_listed(directory: Path, files: Mapping[str, FileRecord], *, document: str, prefix: str = "") -> None:
+    """Compares the files that a document lists with their hashes; what else lies there is not looked at.
+
+    Args:
+        directory: where the document lies.
+        files: relative path to record.
+        document: its name, for messages.
+        prefix: of the paths that are looked at.
+
+    Raises:
+        BadInputError: a file is missing or changed; names them all in one line.
+    """
     listed = {name: record for name, record in files.items() if name.startswith(prefix)}
     missing = [name for name in listed if not (directory / name).is_file()]
     changed = [
@@ -54,4 +66,4 @@ def _compare(directory: Path, files: Mapping[str, FileRecord], prefix: str, docu
         f"{word}: {', '.join(names)}" for word, names in (("missing", missing), ("changed", changed)) if names
     )
     if text:
-        raise BadInputError(f"{directory} is not as its {document} says ({text}): copy or make the artifact again")
+        raise BadInputError(f"{directory} is not as its {document} says ({text}): copy or make it again")

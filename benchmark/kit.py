@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from prune_export.benchmark.bandwidth import read_bandwidth
 from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.held_out import held_out_errors
+from prune_export.benchmark.integrity import check_listed
+from prune_export.benchmark.properties import WEIGHT_BYTES
 from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
+from prune_export.hashes import FileRecord
 from prune_export.profiles import (
     DeviceMatch,
     DeviceProfile,
@@ -25,14 +30,15 @@ from prune_export.profiles import (
     TableKey,
     TableRecord,
 )
-from prune_export.profiles.host import detect_host, match_of, mismatch
+from prune_export.profiles.host import detect_host, last_cache_bytes, match_of, mismatch
 from prune_export.progress import Progress
 from prune_export.records import from_json
 from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
+from prune_export.units import format_bytes
 
 KIT_FILE = "kit.json"
-KIT_VERSION = 1
+KIT_VERSION = 2
 BUDGET_S = 540.0  # for the table of one precision, building included
 ROUNDS = 3  # fresh processes a group of stacks
 MOST = 40  # timings of a stack in a process, for the table of one precision
@@ -63,12 +69,15 @@ class KitPart:
         base: what the others are timed beside.
         stacks: what the table is fitted to.
         held_out: heterogeneous models that it is checked on.
+        dense: the whole model, a further point of the fit and what the held-out models are timed beside; None where
+            the base is one.
     """
 
     precision: str
     base: KitStack
     stacks: tuple[KitStack, ...]
     held_out: tuple[KitStack, ...]
+    dense: KitStack | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Kit:
         shape: of the dense model that the kit stands for.
         workload: what is timed.
         parts: one a precision.
+        files: relative path to size and hash of everything else in the kit.
     """
 
     version: int
@@ -88,6 +98,7 @@ class Kit:
     shape: ModelShape
     workload: Workload
     parts: tuple[KitPart, ...]
+    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -150,20 +161,29 @@ def measure_kit(
         progress: where progress goes.
 
     Raises:
-        BadInputError: no kit, one of another version or with files missing, or a profile of another machine.
+        BadInputError: no kit, one of another version or with files missing or changed, or a profile of another
+            machine.
     """
     report = progress or Progress(quiet=True)
     kit = load_kit(directory)
+    with report.phase("checking the kit"):
+        check_listed(directory, kit.files, document=KIT_FILE)
+    for part in kit.parts:
+        if warning := cache_warning(kit.shape, part, last_cache_bytes()):
+            report.note(warning)
     profile = replace(profile, runtime=kit.runtime)
     refuse_elsewhere(profile)
     count = checked_threads(threads or profile.threads)
     bandwidth = memory_bandwidth(profile, count, report)
     tables = []
     for part in kit.parts:
-        base, *stacks = (ExportedStack(item.layers, directory / item.directory) for item in (part.base, *part.stacks))
-        others = [ExportedStack(item.layers, directory / item.directory) for item in part.held_out]
+        dense = () if part.dense is None else (part.dense,)
+        base, *stacks = (_exported(directory, item) for item in (part.base, *part.stacks, *dense))
+        others = [_exported(directory, item) for item in part.held_out]
         ruler = Ruler(profile, kit.workload, part.precision, count, ROUNDS, budget_s=budget_s, progress=report)
-        tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=(len(stacks), len(others))))
+        whole = partial(_exported, directory, part.dense) if part.dense is not None else None
+        counts = len(stacks), len(others)
+        tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=counts, whole=whole))
     key = table_key(kit.shape, kit.workload)
     return profile_of(profile, key, tables, name=name, bandwidth=bandwidth, progress=report)
 
@@ -186,6 +206,39 @@ def memory_bandwidth(profile: DeviceProfile, threads: int, progress: Progress) -
         return 0.0
     with progress.phase("memory bandwidth"):
         return read_bandwidth(threads)
+
+
+def cache_warning(shape: ModelShape, part: KitPart, cache: int) -> str:
+    """What to know of a kit on a machine whose last cache holds stacks, but not the same blocks at the model's depth.
+
+    A stack that stays in cache is faster than a share of the model can be.
+
+    Args:
+        shape: of the dense model.
+        part: the stacks of a precision.
+        cache: size in bytes, 0 if unknown.
+
+    Returns:
+        A line with the depth that avoids it; empty where there is nothing to say.
+    """
+    depth, layers = len(part.base.layers), len(shape.layers)
+    each = WEIGHT_BYTES[part.precision]
+    rest = shape.with_layers(()).parameters()
+    blocks = [each * (shape.with_layers(item.layers).parameters() - rest) for item in (part.base, *part.stacks)]
+    fitting = [size for size in blocks if size <= cache < size * layers / depth]
+    if not fitting:
+        return ""
+    enough = math.floor(depth * cache / min(fitting)) + 1
+    enough = min(layers, enough + enough % 2)  # of an even number a half can go
+    return (
+        f"warning: the blocks of {len(fitting)} of {len(blocks)} {part.precision} stacks of {depth} layers fit this "
+        f"processor's last cache of {format_bytes(cache)}, those of a model of {layers} layers do not: pruned models "
+        f"may be slower than predicted; pack the kit again with --depth {enough}"
+    )
+
+
+def _exported(directory: Path, item: KitStack) -> ExportedStack:
+    return ExportedStack(item.layers, directory / item.directory)
 
 
 def measured_precision(

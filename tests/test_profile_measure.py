@@ -20,7 +20,7 @@ import pytest
 from prune_export import cli
 from prune_export.benchmark import claim, stacks, torch_cuda_session
 from prune_export.benchmark import kit as kits
-from prune_export.benchmark.kit import KIT_FILE, error_table, measure_kit
+from prune_export.benchmark.kit import KIT_FILE, cache_warning, error_table, measure_kit
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.delivery import preflight, profiling
 from prune_export.delivery import stacks as delivery_stacks
@@ -30,6 +30,7 @@ from prune_export.errors import BadInputError
 from prune_export.hashes import sealed
 from prune_export.manifest import Manifest
 from prune_export.profiles import DeviceMatch, host_fingerprint, load_profile, to_toml
+from prune_export.progress import Progress
 from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.synthetic import KNOWN_SHAPES
@@ -301,6 +302,96 @@ def refuses_what_is_not_claimed(
     (out / "manifest.json").write_text(before)
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What is timed, in the place of timing it."""
+    seen: list[tuple[str, ...]] = []
+
+    def watched(request: PanelRequest) -> PanelReply:
+        seen.append(tuple(Path(directory).name for directory in request.directories))
+        return by_bytes(request)
+
+    monkeypatch.setattr(stacks, "run_panel", watched)
+    monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
+    return seen
+
+
+def test_a_kits_table_is_continued_to_the_whole_model_and_checked_beside_it(
+    shape: ModelShape, tmp_path: Path, timed: list[tuple[str, ...]]
+) -> None:
+    directory = tmp_path / "kit"
+    kit = pack_kit(shape, HOST, directory, precisions=("fp32",), workload=SMALL, depth=2, held_out=2)
+    (part,) = kit.parts
+    assert part.dense is not None
+    assert (part.dense.layers, len(part.base.layers)) == (shape.layers, 2)
+    found = measure_kit(directory, HOST, name="box", threads=1)
+    fitted = [names for names in timed if "base" in names]
+    assert sum("dense" in names for names in fitted) == 3, "a point of the fit"
+    assert timed[-6] == ("dense", "held-out-model-1", "held-out-model-2")
+    assert timed[-1] == ("dense",) * 5, "beside itself, for the noise"
+    table = found.latency_table
+    assert table is not None
+    assert table.record is not None
+    assert all(error.worst < 0.03 for error in table.record.held_out)
+    # A kit of the model's own depth has it as its base.
+    (deep,) = pack_kit(shape, HOST, tmp_path / "deep", precisions=("fp32",), workload=SMALL, depth=9, held_out=0).parts
+    assert (deep.dense, deep.base.layers) == (None, shape.layers)
+
+
+def test_a_kit_that_is_not_whole_is_refused_before_anything_is_timed(
+    shape: ModelShape, tmp_path: Path, timed: list[tuple[str, ...]]
+) -> None:
+    directory = tmp_path / "kit"
+    pack_kit(shape, HOST, directory, precisions=("fp32",), workload=SMALL, depth=2, held_out=1)
+    (directory / "box.toml").write_text("what a user leaves beside it")
+    weights = directory / "fp32" / "base" / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    shutil.rmtree(directory / "fp32" / "held-out-model-1")
+    with pytest.raises(
+        BadInputError, match=r"missing: fp32/held-out-model-1/openvino_model.bin, .*; changed: fp32/base/openvino_m"
+    ):
+        measure_kit(directory, HOST, name="box", threads=1)
+    assert timed == []
+
+
+@pytest.mark.parametrize(("cache", "warned"), [(0, False), (9_000, False), (50_000, True), (10**9, False)])
+def test_stacks_that_stay_in_the_cache_where_the_model_does_not_are_warned_of(
+    shape: ModelShape, tmp_path: Path, timed: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], cache: int, warned: bool,
+) -> None:  # fmt: skip
+    """Two layers of it take 74 kB in int8, four twice that; stacks of smaller blocks less."""
+    directory = tmp_path / "kit"
+    pack_kit(shape, HOST, directory, precisions=("int8",), workload=SMALL, depth=2, held_out=0)
+    monkeypatch.setattr(kits, "last_cache_bytes", lambda: cache)
+    measure_kit(directory, HOST, name="box", threads=1, progress=Progress())
+    told = [line for line in capsys.readouterr().err.splitlines() if "last cache" in line]
+    assert len(told) == warned
+    if not warned:
+        return
+    assert "2 layers fit this processor's last cache" in told[0]
+    depth = int(told[0].rpartition("--depth ")[2])
+    assert depth == 4
+    (again,) = pack_kit(
+        shape, HOST, tmp_path / "again", precisions=("int8",), workload=SMALL, depth=depth, held_out=0
+    ).parts
+    assert cache_warning(shape, again, cache) == ""
+
+
+def test_a_profile_is_checked_on_twenty_models_by_default(
+    checkpoint: Path, tmp_path: Path, timed: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = tmp_path / "box.toml"
+    arguments = ["--model", str(checkpoint), "--runtime", "torch", "--precision", "fp32", "-o", str(box), "--quiet"]
+    assert cli.main(["profile", "measure", *arguments, "--workload", "prompt=8,new=4", "--threads", "1"]) == 0
+    assert "| fp32 | TTFT | 20 |" in capsys.readouterr().out
+    table = load_profile(box).latency_table
+    assert table is not None
+    assert table.record is not None
+    assert [len(error.errors) for error in table.record.held_out] == [20, 20]
+    names = {name for names in timed for name in names if name.startswith("held-out")}
+    assert len(names) == 20
+
+
 def test_too_little_disk_or_memory_is_refused_before_anything_is_built(
     shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +405,9 @@ def test_too_little_disk_or_memory_is_refused_before_anything_is_built(
         full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=256 << 20))
         with pytest.raises(BadInputError, match=r"256 MiB free on that disk, about 258 MiB needed: .* with TMPDIR"):
             measure()
+        with pytest.raises(BadInputError, match=r"free on that disk, about .* choose another -o"):
+            full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=64 << 20))
+            pack_kit(shape, HOST, tmp_path / "kit", precisions=("int8",), workload=SMALL)
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1 << 30))
     with pytest.raises(BadInputError, match=r"1.00 GiB of memory free, about 1.00 GiB needed for 168,000 parameters"):
@@ -327,12 +421,17 @@ def test_what_is_no_kit_or_another_device_is_one_line(
     with pytest.raises(BadInputError, match=r"is no kit: it has no readable kit\.json"):
         measure_kit(tmp_path, HOST, name="box")
     (tmp_path / KIT_FILE).write_text('{"version": 0}')
-    with pytest.raises(BadInputError, match="is of version 0, this prune-export reads 1: make the kit again"):
+    with pytest.raises(BadInputError, match="is of version 0, this prune-export reads 2: make the kit again"):
         measure_kit(tmp_path, HOST, name="box")
     with pytest.raises(BadInputError, match="--depth 1: a stack needs at least 2 layers"):
         pack_kit(shape, HOST, tmp_path / "kit", precisions=("int8",), workload=SMALL, depth=1)
+    with pytest.raises(BadInputError, match="runtime torch: a kit is for a machine without torch, choose --runtime"):
+        pack_kit(shape, replace(HOST, runtime="torch"), tmp_path / "kit", precisions=("fp32",), workload=SMALL)
     with pytest.raises(BadInputError, match="precision int8: torch is timed in fp32, bf16, fp16"):
-        pack_kit(shape, replace(HOST, runtime="torch"), tmp_path / "kit", precisions=("int8",), workload=SMALL)
+        measure_profile(
+            shape, replace(HOST, runtime="torch"), name="x", precisions=("int8",), workload=SMALL, threads=1,
+            work=tmp_path,
+        )  # fmt: skip
     assert not (tmp_path / "kit").exists()
     built: list[object] = []
     monkeypatch.setattr(profiling, "build_stack", lambda *_, **__: built.append(1))

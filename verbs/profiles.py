@@ -78,7 +78,7 @@ def run_kit(arguments: argparse.Namespace) -> int:
         progress=Progress(quiet=arguments.quiet),
     )
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
-    models = sum(1 + len(part.stacks) + len(part.held_out) for part in kit.parts)
+    models = sum(1 + len(part.stacks) + (part.dense is not None) + len(part.held_out) for part in kit.parts)
     print(f"packed: {arguments.output}, {models} models, {format_bytes(size)}")
     print(f"on the device: prune-export profile measure --kit {arguments.output} -o box.toml")
     return 0

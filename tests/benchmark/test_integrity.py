@@ -84,7 +84,7 @@ def test_changed_and_missing_files_are_named_in_one_line(copied: Path, document:
     tokenizer.unlink()
     with pytest.raises(BadInputError, match=rf"is not as its {document} says \(missing: .*; changed: .*config\.json\)"):
         check_model_files(find_model(folder))
-    with pytest.raises(BadInputError, match="copy or make the artifact again"):
+    with pytest.raises(BadInputError, match="copy or make it again"):
         measure(folder)
 
 
