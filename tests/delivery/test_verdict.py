@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,46 @@ def test_an_absolute_limit_is_compared_with_all_samples_of_the_variant() -> None
         assert (found.figure, found.limit, found.met, found.speedups) == (2.0, limit, met, ())
     memory = judged(Target("memory", 99.0), baseline=anything, variant=measured(1.0, peak_bytes=100))
     assert (memory.figure, memory.met) == (100.0, False)
+
+
+# Ten generations of a first token and two later ones: first tokens are slow in the first three, later ones in the last.
+UNEVEN = replace(
+    measured(1.0),
+    ttft_s=(30.0, 20.0, 15.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 4.0),
+    itl_s=(1.0, 1.0) * 9 + (2.0, 8.0),
+    load_s=(0.1,),
+)
+
+
+@pytest.mark.parametrize(
+    ("metric", "statistic", "figure"),
+    [
+        ("ttft", "p50", 5.0), ("ttft", "p90", 21.0), ("ttft", "p99", 29.1),
+        ("tpot", "p50", 1.0), ("tpot", "p90", 1.1), ("tpot", "p99", 8.0 - 0.19 * 6.0),
+        # 32, 22, 17, seven times 7 but for the last, 14.
+        ("total", "p50", 7.0), ("total", "p90", 23.0), ("total", "p99", 31.1),
+    ],
+)  # fmt: skip
+def test_each_latency_is_judged_by_its_own_percentile(metric: Any, statistic: Any, figure: float) -> None:
+    anything = measured(9.0)
+    for share, met in ((0.999, False), (1.001, True)):
+        found = judged(Target(metric, share * figure, statistic), baseline=anything, variant=UNEVEN)
+        assert found.figure == pytest.approx(figure)
+        assert found.met == met
+
+
+@pytest.mark.parametrize(
+    ("metric", "statistic", "speedup"),
+    # First tokens half as long, later ones as long; one generation in three waits for something else.
+    [("ttft", "p50", 2.0), ("ttft", "p99", 1.0), ("tpot", "p50", 1.0), ("total", "p50", 1.5), ("total", "p99", 1.0)],
+)
+def test_a_speedup_is_of_the_metric_and_percentile_asked_for(metric: Any, statistic: Any, speedup: float) -> None:
+    baseline = replace(measured(1.0), ttft_s=(2.0, 2.0, 50.0), itl_s=(0.5, 0.5) * 3, load_s=(0.1,))
+    variant = replace(baseline, ttft_s=(1.0, 1.0, 50.0))
+    for factor, met in ((1.02 * speedup, False), (0.98 * speedup, True)):
+        found = judged(Target(metric, None, statistic, speedup=factor), baseline=baseline, variant=variant)
+        assert found.met == met
+        assert found.speedups == pytest.approx((speedup,), rel=0.01)
 
 
 def test_the_median_round_decides_a_speedup() -> None:
