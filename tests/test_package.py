@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import venv
@@ -43,32 +46,106 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert f"reference/model/{name}" in inside
 
 
-def test_the_base_package_benchmarks_an_artifact_without_torch(wheel: Path, tmp_path: Path) -> None:
-    """A fresh environment with the wheel and its base dependencies only, as an edge box has."""
+@pytest.fixture(scope="session")
+def box(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a fresh environment with the wheel and its base dependencies only, as an edge box has."""
+    environment = tmp_path_factory.mktemp("box") / "environment"
+    venv.create(environment, with_pip=True)
+    programs = environment / "bin"
+    install = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True, text=True, timeout=600, env=_clean())
+    for name in ("torch", "transformers", "nncf", "optimum"):
+        absent = subprocess.run(
+            [str(programs / "python"), "-c", f"import {name}"], capture_output=True, text=True, env=_clean()
+        )
+        assert f"No module named '{name}'" in absent.stderr
+    return programs
+
+
+def _clean() -> dict[str, str]:
+    """Without the paths of the environment that runs the tests."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+def on_the_box(box: Path, *arguments: str, directory: Path, timeout_s: int = 300) -> subprocess.CompletedProcess[str]:
+    command = [str(box / "prune-export"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=directory, env=_clean())
+
+
+def test_the_base_package_benchmarks_an_artifact_without_torch(box: Path, tmp_path: Path) -> None:
     from prune_export.api import export
 
     export("reference", tmp_path / "artifact", precision="int8")
-    environment = tmp_path / "box"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True, text=True, timeout=600)
-    absent = subprocess.run([str(python), "-c", "import torch"], capture_output=True, text=True)
-    assert "No module named 'torch'" in absent.stderr
-    command = [str(environment / "bin" / "prune-export"), "benchmark", str(tmp_path / "artifact"),
-               "--workload",
-               "prompt=32,new=16", "--processes", "1", "--json", str(tmp_path / "result.json")]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    result = on_the_box(
+        box, "benchmark", "artifact", "--workload", "prompt=32,new=16", "--processes", "1", "--json", "result.json",
+        directory=tmp_path,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "tpot" in result.stdout
     assert (tmp_path / "result.json").is_file()
-    refused = subprocess.run(
-        [str(environment / "bin" / "prune-export"), "--target-speedup", "1.3x"],
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
-    )  # fmt: skip
+    refused = on_the_box(box, "--target-speedup", "1.3x", directory=tmp_path)
     assert refused.returncode == 2
     assert 'pip install "prune-export[prune]"' in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_box_without_torch_is_measured_planned_for_and_measures_what_it_gets(
+    box: Path, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kit goes to the box, its profile comes back, a delivery is planned, and its claim is measured there."""
+    from prune_export.delivery import preflight
+    from prune_export.profiles import load_profile
+    from prune_export.prune.loading import load_config
+    from prune_export.prune.shapes import model_shape
+
+    monkeypatch.chdir(tmp_path)
+    common = ("--precision", "int8", "--workload", "prompt=8,new=4", "--quiet")
+    packing = ("kit", "--model", str(checkpoint), "-o", "kit", "--depth", "2", "--held-out", "1", *common)
+    assert cli.main([*packing]) == 0
+    (tmp_path / "device").mkdir()
+    shutil.move("kit", "device/kit")
+    measured = on_the_box(
+        box, "profile", "measure", "--kit", "kit", "-o", "box.toml", "--threads", "1", "--budget", "5s", "--quiet",
+        directory=tmp_path / "device",
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    assert "| int8 | TPOT | 1 |" in measured.stdout
+
+    shutil.copy("device/box.toml", "box.toml")
+    profile = load_profile("box.toml")
+    table = profile.latency_table
+    assert table is not None
+    assert table.record is not None
+    assert (table.record.threads, table.record.runtime) == (1, "openvino")
+    # The workstation is another machine than the box.
+    elsewhere = {**preflight.host_fingerprint(), "vendor": "AnotherVendor"}
+    limit = 0.9 * table.predict(model_shape(load_config(checkpoint)).layers, "tpot", precision="int8")
+    with monkeypatch.context() as workstation:
+        workstation.setattr(preflight, "host_fingerprint", lambda: elsewhere)
+        delivery = (
+            *("--model", str(checkpoint), "--device", "box.toml", "--target-latency", f"{limit * 1e6:.4f}us", *common),
+            *("--calibration", str(text_file), "--eval-text", str(text_file), "--mlp-group", "16"),
+            *("--calibration-windows", "4", "--calibration-length", "64", "-o", "artifact"),
+        )
+        assert cli.main([*delivery]) == 0
+    manifest = json.loads(Path("artifact/manifest.json").read_text())
+    assert (manifest["claim"], manifest["met"]) == ("predicted", True)
+
+    shutil.copytree("artifact", "device/artifact")
+    result = on_the_box(
+        box, "benchmark", "artifact", "--device", "box.toml", "--threads", "1", "--manifest", "measured.json",
+        "--quiet", directory=tmp_path / "device",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(Path("device/measured.json").read_text())
+    assert found["claim"] == "measured"
+    assert found["plan_digest"] == manifest["plan_digest"]
+    assert found["met"] == (found["figure"] <= found["limit"])
+    assert ("met: measured tpot p90" if found["met"] else "not met: measured tpot p90") in result.stdout
+    (delivered,) = [item for item in found["candidates"] if item["delivered"]]
+    assert set(delivered["measurement"]["versions"]) == {"python", "openvino", "numpy"}
+    assert json.loads(Path("device/artifact/manifest.json").read_text()) == manifest
 
 
 def readme_commands() -> list[list[str]]:
