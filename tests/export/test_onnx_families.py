@@ -1,4 +1,4 @@
-"""Families beyond the three that can be pruned today, dense, in `onnxruntime` against torch."""
+"""Families beside Llama's kind, dense and of stock classes, in `onnxruntime` against torch."""
 
 from __future__ import annotations
 

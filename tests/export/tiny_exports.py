@@ -1,4 +1,4 @@
-"""Tiny pruned models of the three families and a tiny tokenizer, for the export tests."""
+"""Tiny pruned models of Llama's kind (Llama, Mistral, Qwen2) and a tiny tokenizer, for the export tests."""
 
 from __future__ import annotations
 
