@@ -15,7 +15,11 @@ from prune_export.prune.quiet import quiet
 
 REFERENCE = "reference"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "merges.txt"]
+# Of what lies at the top; folders hold the same model in other forms.
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "merges.txt", "*.jinja"]
+_IN_FOLDERS = ["*/*"]
+# Where `transformers` keeps all chat templates but the first.
+_TEMPLATES = "additional_chat_templates/"
 _ANSWER_S = 5.0
 
 
@@ -24,7 +28,8 @@ def resolve_source(source: str) -> Path:
 
     Args:
         source: a directory, "reference" for the embedded model (a directory of that name is "./reference"), or a model
-            id of the Hugging Face hub, of which only safetensors, JSON and tokenizer files are downloaded.
+            id of the Hugging Face hub, of which only safetensors, JSON, tokenizer files and chat templates are
+            downloaded.
 
     Raises:
         BadInputError: no such directory, or the hub does not have the model or does not answer.
@@ -48,14 +53,16 @@ def resolve_source(source: str) -> Path:
 def _download(model_id: str) -> Path:
     try:
         # One question with a deadline: the download itself would retry for minutes when there is no network.
-        HfApi().model_info(model_id, timeout=_ANSWER_S)
+        files = HfApi().model_info(model_id, timeout=_ANSWER_S).siblings or []
     except HFValidationError as error:
         raise BadInputError(f"{model_id} is neither a directory nor a valid hub id: {error}") from None
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         return _cached(model_id, error)
     with quiet():
         try:
-            return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+            if any(file.rfilename.startswith(_TEMPLATES) for file in files):
+                snapshot_download(model_id, allow_patterns=[f"{_TEMPLATES}*.jinja"])
+            return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_IN_FOLDERS))
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             raise BadInputError(f"downloading {model_id} from the hub failed: {_first_line(error)}") from None
 
