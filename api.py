@@ -270,15 +270,18 @@ def export(
     if note := unheeded(format, openvino):
         report.note(note)
     source = resolve_source(model)
-    model_type = str(load_config(source).model_type)
+    config = load_config(source)
+    precisions = {
+        row.name: precision or (row.default if row.default != STORED else stored_precision(source)) for row in rows
+    }
     for row in rows:
-        row.check_family(model_type)
+        row.check(config, precisions[row.name])
     records = []
     with staged(output, force=force) as stage:
         for row in rows:
             folder = stage if len(rows) == 1 else stage / row.name
             folder.mkdir(exist_ok=True)
-            chosen = precision or (row.default if row.default != STORED else stored_precision(source))
+            chosen = precisions[row.name]
             parity = row.write(source, folder, chosen, report)
             carry_report(source, folder)
             describe_export(

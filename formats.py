@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prune_export.errors import BadInputError
-from prune_export.export import onnx_families, openvino_families
+from prune_export.export import openvino_families
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export_gate import PROMPT, Expected, compared, expected_of, new_tokens, scored
 from prune_export.files import full_disk_explained, scratch_folder
@@ -38,7 +38,7 @@ class Format:
         name: as the user says it.
         precisions: weight precisions that it has.
         default: precision where none is asked for, or `STORED`.
-        check_family: raises BadInputError for a `model_type` that it has no form for.
+        check: raises BadInputError for a configuration that it has no form for in a precision, before any work.
         write: exports the checkpoint in the first directory to the second one in a precision, behind the parity gate;
             what it raises leaves nothing published.
     """
@@ -46,7 +46,7 @@ class Format:
     name: str
     precisions: tuple[str, ...]
     default: str
-    check_family: Callable[[str], object]
+    check: Callable[[Any, str], object]
     write: Callable[[Path, Path, str, Progress], ParityRecord]
 
 
@@ -107,6 +107,10 @@ def _with_rounder(
     return partial(write, rounder=rounder)
 
 
+def _openvino_has(config: Any, precision: str) -> None:
+    openvino_families.row_of(str(config.model_type))
+
+
 def _openvino(
     source: Path,
     stage: Path,
@@ -157,6 +161,12 @@ def _written_openvino(
     with report.phase("exporting to OpenVINO"):
         export_openvino(checkpoint, tokenizer, plain)
     return expected
+
+
+def _onnx_has(config: Any, precision: str) -> None:
+    from prune_export.export.onnx_limits import check_model
+
+    check_model(config, precision)
 
 
 def _onnx(
@@ -213,9 +223,10 @@ def _written_onnx(
     return expected
 
 
-def _decilm_family(model_type: str) -> None:
+def _decilm_has(config: Any, precision: str) -> None:
     from prune_export.export.decilm_layout import FAMILIES
 
+    model_type = str(config.model_type)
     if model_type.removeprefix("prune_") not in FAMILIES:
         raise BadInputError(
             f"format decilm is a layout of Llama's layers, {model_type} is built otherwise: use a model of "
@@ -260,8 +271,8 @@ _ONNX = "onnx"
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format(_OPENVINO, PRECISIONS, "int8", openvino_families.row_of, _openvino),
-        Format(_ONNX, PRECISIONS, "int8", onnx_families.row_of, _onnx),
-        Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm_family, _decilm),
+        Format(_OPENVINO, PRECISIONS, "int8", _openvino_has, _openvino),
+        Format(_ONNX, PRECISIONS, "int8", _onnx_has, _onnx),
+        Format("decilm", ("fp32", "fp16", "bf16"), STORED, _decilm_has, _decilm),
     )
 }

@@ -7,6 +7,7 @@ each layer with its own sizes.  The directory loads unchanged in `onnxruntime` a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from prune_export.export.files import MODEL_ONNX, MODEL_ONNX_DATA, ONNX_RECORD
 from prune_export.export.genai_config import write_genai_config
 from prune_export.export.onnx_decoder import write_decoder
 from prune_export.export.onnx_graph import IR_VERSION, OPSET, Graph
+from prune_export.export.onnx_limits import check_widths
 from prune_export.export.onnx_linear import Linears, Scheme
 from prune_export.export.onnx_quantize import BLOCKS, check_block
 from prune_export.export.onnx_read import read_decoder
@@ -104,14 +106,15 @@ def export_onnx(
         progress: is told the share of the weights that is written.
 
     Raises:
-        BadInputError: unknown precision or block, an architecture without ONNX form, no attention left, or a model that
-            lies in the directory already.
+        BadInputError: unknown precision or block, an architecture without ONNX form, no attention left, integer weights
+            that fit no layer, or a model that lies in the directory already.
     """
     check_precision(precision)
     check_block(block)
     if rounded is not None and precision != "int4":
         raise BadInputError(f"weights that were rounded to int4 cannot be exported in {precision}: use int4")
     decoder = read_decoder(model, rounded)
+    check_widths(_widths(decoder), precision)
     scheme = Scheme(precision, block, head_bits) if rounded is None else Scheme(precision, rounded.group_size, 8, 8)
     directory.mkdir(parents=True, exist_ok=True)
     for name in (MODEL_ONNX, MODEL_ONNX_DATA):
@@ -167,6 +170,16 @@ def _write_model(decoder: Decoder, directory: Path, scheme: Scheme, progress: Pr
         fp32_layers=tuple(linears.fp32),
         weights_bytes=(directory / MODEL_ONNX_DATA).stat().st_size,
     )
+
+
+def _widths(decoder: Decoder) -> Iterator[int]:
+    """Of the inputs of all products."""
+    yield decoder.hidden_size
+    for layer in decoder.layers:
+        if layer.attention is not None:
+            yield int(layer.attention.o.weight.shape[1])
+        if layer.mlp is not None:
+            yield int(layer.mlp.down.weight.shape[1])
 
 
 def _expected_bytes(decoder: Decoder, scheme: Scheme) -> float:

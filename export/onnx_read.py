@@ -14,12 +14,11 @@ from torch import nn
 
 from prune_export.errors import BadInputError
 from prune_export.export.onnx_families import PRUNED_PREFIX, ROWS, Row, row_of
+from prune_export.export.onnx_limits import check_rotation
 from prune_export.export.onnx_spec import Attention, Decoder, Layer, Linear, Mlp, Norm
 from prune_export.export.rounded import RoundedMatrix, RoundedWeights
 from prune_export.prune.shapes import head_dim
 
-# What GroupQueryAttention asks of a head that it rotates.
-_HEAD_MULTIPLE = 16
 # Rotations that do not depend on the sequence's length: a table of them is exact.
 _ROTATIONS = ("default", "linear", "llama3", "yarn", "proportional")
 
@@ -92,18 +91,8 @@ def _check_attentions(decoder: Decoder) -> None:
             f"the model's {len(decoder.layers)} layers have no attention left; ONNX text models need at least 1: keep "
             "one in the plan"
         )
-    width = decoder.attentions[0].head_dim
-    if decoder.rotary is not None and width % _HEAD_MULTIPLE:
-        raise BadInputError(
-            f"heads of width {width} have no ONNX export: ONNX Runtime rotates widths that are a multiple of "
-            f"{_HEAD_MULTIPLE}"
-        )
-    rotated = 0 if decoder.rotary is None else 2 * decoder.rotary[0].shape[1]
-    if rotated % _HEAD_MULTIPLE:
-        raise BadInputError(
-            f"heads of which {rotated} dimensions are rotated have no ONNX export: ONNX Runtime rotates multiples of "
-            f"{_HEAD_MULTIPLE}"
-        )
+    if decoder.rotary is not None:
+        check_rotation(decoder.attentions[0].head_dim, 2 * decoder.rotary[0].shape[1])
 
 
 def _layer(module: nn.Module, source: _Source, index: int) -> Layer:

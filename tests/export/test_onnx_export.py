@@ -6,6 +6,8 @@ import errno
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from tiny_exports import (
     BIASES,
     CONTEXT,
@@ -27,16 +30,21 @@ from tiny_exports import (
     with_exact_activations,
 )
 
+from prune_export import formats
+from prune_export.api import export
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export import onnx_read, onnx_runner
 from prune_export.export.departures import departures_of
 from prune_export.export.gate import Reference, check_against
 from prune_export.export.onnx_export import export_onnx
+from prune_export.export.onnx_limits import check_model
 from prune_export.export.onnx_quantize import dequantize, quantize
 from prune_export.export.onnx_runner import OnnxRunner
 from prune_export.export.onnx_weights import ExternalData
 from prune_export.export.parity import greedy_tokens_of, torch_reference
-from prune_export.shape import LayerShape
+from prune_export.formats import FORMATS
+from prune_export.prune.checkpoint import save_checkpoint
+from prune_export.shape import LayerShape, ModelShape
 
 NEW_TOKENS = 24
 NEVER = 319  # an id that none of the texts below reaches: generation goes on past the end of text
@@ -346,6 +354,59 @@ def test_half_precision_is_rounded_storage_computed_in_fp32(precision: str, tmp_
     assert (tmp_path / "model.onnx.data").stat().st_size < 3 * made.shape.parameters()
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_integers_that_fit_no_layer_are_refused(precision: str, tmp_path: Path) -> None:
+    model = make_model(ModelShape("llama", 48, 16, 96, True, (LayerShape(3, 3, 40),), (), 64))
+    remedy = "use --precision fp32, fp16 or bf16"
+    with pytest.raises(BadInputError, match=rf"^{precision} fits no layer .* multiple of 32; {remedy}$"):
+        export_onnx(model, None, tmp_path, precision=precision)
+    assert list(tmp_path.iterdir()) == []
+    # One layer that they fit is enough.
+    model = make_model(ModelShape("llama", 48, 16, 96, True, (LayerShape(3, 3, 64),), (), 64))
+    record = export_onnx(model, None, tmp_path, precision=precision)
+    assert record.smaller_blocks == {"model.layers.0.mlp.down_proj": 64}
+    assert len(record.fp32_layers) == 4
+
+
+def test_what_the_operators_cannot_do_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the whole OpenVINO export that comes first."""
+    ran: list[str] = []
+
+    def write(*_: Any) -> Any:
+        ran.append("written")
+
+    monkeypatch.setattr(formats, "FORMATS", {name: replace(row, write=write) for name, row in FORMATS.items()})
+    narrow = ModelShape("llama", 32, 8, 96, True, (LayerShape(4, 2, 64),), (), 64)
+    odd = ModelShape("llama", 48, 16, 96, True, (LayerShape(3, 3, 40),), (), 64)
+    for shape, precision, words in (
+        (narrow, "fp32", "heads of width 8 have no ONNX export"),
+        (odd, "int8", "int8 fits no layer"),
+    ):
+        source = tmp_path / precision
+        source.mkdir()
+        save_checkpoint(make_model(shape), make_tokenizer(), source)
+        with pytest.raises(BadInputError, match=words):
+            export(str(source), tmp_path / "out", format="both", precision=precision)
+    assert ran == []
+
+
+def test_partial_rotations_are_told_from_the_configuration() -> None:
+    for share, fits in ((0.25, False), (0.5, True), (1.0, True)):
+        rotation = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}
+        config = transformers.GPTNeoXConfig(
+            hidden_size=64, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64, rope_parameters=rotation
+        )
+        model = transformers.GPTNeoXForCausalLM(config)
+        for check in (partial(check_model, config, "fp32"), partial(onnx_read.read_decoder, model)):
+            if fits:
+                check()
+            else:
+                with pytest.raises(BadInputError, match="heads of which 8 dimensions are rotated have no ONNX export"):
+                    check()
+
+
 def test_an_int4_head_can_keep_8_bits(tmp_path: Path) -> None:
     model = make_model(make_shape("qwen2", DENSE, tied=False))
     record = export_onnx(model, None, tmp_path, precision="int4", head_bits=8)
@@ -390,7 +451,6 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prune_export.api import export
     from prune_export.errors import PruneExportError
 
     def full(self: ExternalData, name: str, parts: Any, shape: Any) -> Any:
@@ -414,7 +474,6 @@ def test_a_link_in_the_place_of_the_data_is_never_written_through(tmp_path: Path
 
 def test_heads_that_the_operator_does_not_rotate_are_refused() -> None:
     from prune_export.prune.synthetic import random_model
-    from prune_export.shape import ModelShape
 
     model = random_model(ModelShape("llama", 32, 8, 96, True, (LayerShape(4, 2, 64),)), seed=0)
     with pytest.raises(BadInputError, match=r"heads of width 8 have no ONNX export: .* multiple of 16"):
