@@ -107,7 +107,7 @@ def export_onnx(
 
     Raises:
         BadInputError: unknown precision or block, an architecture without ONNX form, no attention left, integer weights
-            that fit no layer, or a model that lies in the directory already.
+            that fit no layer, a weight that fp16 cannot hold, or a model that lies in the directory already.
     """
     check_precision(precision)
     check_block(block)

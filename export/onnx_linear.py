@@ -16,6 +16,7 @@ from prune_export.export.rounded import RoundedMatrix, stacked
 
 # The least precise activations that MatMulNBits may compute with: int8, the fastest on a CPU.
 _INT8_ACTIVATIONS = 4
+_FP16_LARGEST = torch.finfo(torch.float16).max
 _STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -168,6 +169,8 @@ class Linears:
         if self.scheme.storage == torch.float32:
             return self.graph.weight(name, matrix.float())
         if name not in self._widened:
+            if self.scheme.storage == torch.float16:
+                _check_fp16(matrix, name)
             stored = self.graph.weight(name, matrix.to(self.scheme.storage))
             self._widened[name] = self.graph.node("Cast", [stored], f"{name}/Cast", to=TensorProto.FLOAT)
         return self._widened[name]
@@ -215,3 +218,12 @@ def _given(parts: Sequence[Linear], name: str) -> RoundedMatrix | None:
     if len(given) != len(parts) or len({part.group for part in given}) > 1:
         raise BadInputError(f"{name} is one product of matrices that were not rounded alike: round all of them or none")
     return stacked(given)
+
+
+def _check_fp16(matrix: torch.Tensor, name: str) -> None:
+    """Refuses a value that would become infinite."""
+    largest = max(abs(float(end)) for end in torch.aminmax(matrix)) if matrix.numel() else 0.0
+    if largest > _FP16_LARGEST:
+        raise BadInputError(
+            f"{name} has a weight of size {largest:g}, fp16 holds {_FP16_LARGEST:g} at most: use --precision bf16"
+        )

@@ -407,6 +407,17 @@ def test_partial_rotations_are_told_from_the_configuration() -> None:
                     check()
 
 
+def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
+    model = make_model(make_shape("llama", DENSE))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = -70000.0
+    words = r"^model\.layers\.0\.mlp\.up_proj\.weight has a weight of size 70000, fp16 holds 65504 .*--precision bf16$"
+    with pytest.raises(BadInputError, match=words):
+        export_onnx(model, None, tmp_path / "fp16", precision="fp16")
+    assert not (tmp_path / "fp16" / "model.onnx").exists()
+    assert export_onnx(model, None, tmp_path / "bf16", precision="bf16").precision == "bf16"
+
+
 def test_an_int4_head_can_keep_8_bits(tmp_path: Path) -> None:
     model = make_model(make_shape("qwen2", DENSE, tied=False))
     record = export_onnx(model, None, tmp_path, precision="int4", head_bits=8)
