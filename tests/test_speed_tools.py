@@ -1,0 +1,48 @@
+"""tools/onnx_speed.py: what they compare is alike."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+
+def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_builder_is_asked_for_our_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = loaded("onnx_speed", monkeypatch)
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for precision, block in (("int4", 64), ("int4", 0), ("fp32", 64)):
+        script.build(tmp_path, tmp_path / "out", precision, tmp_path / "cache", block=block)
+    assert commands[0][-2:] == ["--extra_options", "block_size=64"]
+    assert all("--extra_options" not in command for command in commands[1:])
+
+
+def test_blocks_are_read_off_the_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from prune_export.export.onnx_export import export_onnx
+    from prune_export.prune.synthetic import random_model
+    from prune_export.shape import LayerShape, ModelShape
+
+    script = loaded("onnx_speed", monkeypatch)
+    model = random_model(ModelShape("llama", 64, 16, 96, True, (LayerShape(4, 2, 128),), context=64), seed=0)
+    for precision, expected in (("int4", (128, 64)), ("fp32", ())):
+        export_onnx(model, None, tmp_path / precision, precision=precision)
+        assert script.blocks(tmp_path / precision) == expected
