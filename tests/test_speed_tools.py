@@ -1,14 +1,19 @@
-"""tools/onnx_speed.py: what they compare is alike."""
+"""tools/attention_operators.py and tools/onnx_speed.py: what they compare is alike."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
+
+from prune_export.errors import PruneExportError
 
 
 def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -19,6 +24,39 @@ def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(("past", "new", "shared"), [(40, 1, True), (40, 1, False), (0, 24, True)])
+def test_both_attentions_compute_the_same(past: int, new: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = loaded("attention_operators", monkeypatch)
+    case = script.Case("tiny", 4, 2, 16, past, new, shared)
+    ours, theirs = script.sessions(case, 1)
+    for a, b in zip(ours.results(), theirs.results(), strict=True):
+        assert np.abs(a).max() > 0.1
+        assert np.abs(a - b).max() <= script.TOLERANCE
+    monkeypatch.setattr(script, "_TURN_S", 0.001)
+    turns = script.timed(case, 1, 0.0, True)
+    assert len(turns[0]) == len(turns[1]) >= 4
+    assert min(map(min, turns)) > 0
+
+
+def test_attentions_that_differ_or_do_not_run_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = loaded("attention_operators", monkeypatch)
+    case, plain = script.Case("tiny", 4, 2, 16, 40, 1, True), script.standard_graph
+    monkeypatch.setattr(script, "standard_graph", lambda case, opset: plain(replace(case, kv_heads=4), opset))
+    with pytest.raises(PruneExportError, match=r"ONNX Runtime .* does not run Attention: \S"):
+        script.sessions(case, 1)
+
+    def unscaled(case: object, opset: int) -> onnx.ModelProto:
+        graph = plain(case, opset)
+        for attribute in graph.graph.node[-1].attribute:
+            if attribute.name == "scale":
+                attribute.f = 1.0
+        return graph
+
+    monkeypatch.setattr(script, "standard_graph", unscaled)
+    with pytest.raises(PruneExportError, match=r"differ by .*, at most 1e-05 is rounding"):
+        script.sessions(case, 1)
 
 
 def test_the_builder_is_asked_for_our_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
