@@ -35,7 +35,11 @@ def test_plans_cost_what_the_target_limits(
     without_mlp: float,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(cost, "latency_table", lambda job, variant: TABLE)
-    job: Any = SimpleNamespace(request=SimpleNamespace(target=Target(metric, 1.0, statistic)))
+    # Of a host that is the device: its figures are measured, costs compare plans by their medians.
+    profile = SimpleNamespace(latency_table=TABLE)
+    job: Any = SimpleNamespace(
+        request=SimpleNamespace(target=Target(metric, 1.0, statistic)), profile=profile, measured=True
+    )
     found = Cost(job, SimpleNamespace(precision="int8"), None)  # type: ignore[arg-type]
     (layer, _) = DENSE.layers
     assert found.unit == "seconds"
