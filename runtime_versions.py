@@ -1,8 +1,9 @@
-"""What to say of a model that a runtime cannot read: it may be damaged, or newer than the runtime."""
+"""What runtimes cannot do: models newer than themselves, which are not called damaged, and what they die of."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from prune_export.errors import BadInputError
@@ -28,6 +29,18 @@ def check_onnxruntime(version: str) -> None:
             f"ONNX Runtime {version} is too old, at least {oldest} is needed: "
             'pip install --upgrade "prune-export[onnx]"'
         )
+
+
+def dies_in_bf16(threads: int, isa: Collection[str]) -> bool:
+    """Whether OpenVINO's `compile_model` dies if weights that are not compressed are computed with in bf16.
+
+    On one thread of a processor with AMX, OpenVINO 2026.4 divides by zero there and takes the process with it.
+
+    Args:
+        threads: of the runtime.
+        isa: the processor's flags, as `profiles.host.Host.isa`.
+    """
+    return threads == 1 and "amx_bf16" in isa
 
 
 def onnx_refusal(path: Path, error: Exception) -> BadInputError:

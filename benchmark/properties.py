@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from prune_export.errors import BadInputError, nearest
+from prune_export.runtime_versions import dies_in_bf16
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def runtime_properties(
     has_bf16 = "BF16" in capabilities
     if device == "CPU":
         compute = ("bf16" if has_bf16 else "f32") if options.compute == "default" else options.compute
-        if compute == "bf16" and not options.quantization_group and threads == 1 and "amx_bf16" in isa:
-            compute = "f32"  # `compile_model` of OpenVINO 2026.4 divides by zero there and takes the process with it
+        if compute == "bf16" and not options.quantization_group and dies_in_bf16(threads, isa):
+            compute = "f32"
     else:
         compute = "f16" if "FP16" in capabilities and precision != "fp32" else "f32"
     cache = "f16" if options.kv_cache == "bf16" and not has_bf16 else options.kv_cache

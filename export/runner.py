@@ -13,7 +13,8 @@ from prune_export.export.files import MODEL_ONNX, MODEL_XML
 from prune_export.export.quiet import quiet
 from prune_export.files import release_pages
 from prune_export.manifest import asked_cache
-from prune_export.runtime_versions import ir_refusal
+from prune_export.profiles.host import detect_host, host_cores
+from prune_export.runtime_versions import dies_in_bf16, ir_refusal
 
 # Without these the CPU runtime computes in bf16 where it can, keeps the cache in 8 or 16 bits and quantizes
 # activations.
@@ -82,6 +83,8 @@ class IrRunner:
         if not exact and (cache := asked_cache(directory)):
             properties["KV_CACHE_PRECISION"] = cache
         properties |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        if precision == "bf16" and dies_in_bf16(threads or host_cores(), detect_host().isa):
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
         core = openvino.Core()
         try:
             model = core.read_model(directory / MODEL_XML)

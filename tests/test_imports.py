@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "profiles": {"errors", "records", "profiles"},
     "benchmark": ROOT_TYPES | {"profiles", "benchmark"},
     "prune": ROOT_TYPES | {"prune"},
-    "export": ROOT_TYPES | {"prune", "export"},
+    "export": ROOT_TYPES | {"prune", "profiles", "export"},
     "reference": {"reference"},
 }
 # The sessions that run checkpoints load the model's code, inside a function.
