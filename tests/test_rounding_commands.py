@@ -102,7 +102,7 @@ def test_what_does_not_go_with_it_is_refused(
         (["--precision", "int8"], "--rounding awq is for int4 weights, not for int8: add --precision int4"),
         (["--precision", "int4", "--sym"], "--sym is of OpenVINO's own compression, with --rounding awq Neural"),
         (["--precision", "int4", "--format", "decilm"], "format decilm has no precision int4"),
-        (["--precision", "int4", "--format", "onnx", "--kv-cache-precision", "u8"], "takes no options of OpenVINO"),
+        (["--precision", "int4", "--format", "onnx", "--kv-cache-precision", "u8"], "onnx has no --kv-cache-precision"),
     ):
         assert main([*command, *options]) == 2
         error = capsys.readouterr().err
