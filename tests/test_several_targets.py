@@ -95,6 +95,7 @@ def test_a_dense_model_that_meets_one_of_two_is_pruned(request_: Request) -> Non
         deliver(replace(wanted, further=(Target("memory", float(BASE_BYTES)),)))
 
 
+@pytest.mark.slow
 def test_a_prediction_meets_both_latencies(
     checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: Any
 ) -> None:

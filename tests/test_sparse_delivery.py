@@ -109,6 +109,7 @@ def check_two_four(delivery: Delivery) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("simulated")
+@pytest.mark.slow
 def test_structures_go_first_and_zeros_come_on_the_activations_of_what_is_left(
     request_: Request, checkpoint: Path, text_file: Path, tmp_path: Path
 ) -> None:
