@@ -84,7 +84,6 @@ class ExportRecord:
         Raises:
             BadInputError: as `load`, or it was edited after it was written.
         """
-        record = cls.load(directory)
-        if record.content_digest:
-            check_seal(directory / EXPORT_FILE)
-        return record
+        found = cls.load(directory)
+        check_seal(directory / EXPORT_FILE, early=True)
+        return found

@@ -69,8 +69,12 @@ def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: _digest(content)}
 
 
-def check_seal(path: Path) -> None:
+def check_seal(path: Path, *, early: bool = False) -> None:
     """Refuses a document whose content is not what was written.
+
+    Args:
+        path: of the document.
+        early: take one without a digest, as early versions wrote them, for what it says.
 
     Raises:
         BadInputError: it was edited, or has no digest of itself.
@@ -80,6 +84,8 @@ def check_seal(path: Path) -> None:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
     found = data.pop(SEAL, None) if isinstance(data, dict) else None
+    if not found and early:
+        return
     if found is None:
         raise BadInputError(f"{path} has no {SEAL}: it was edited, or an earlier version wrote it; make it again")
     if found != _digest(data):

@@ -362,7 +362,6 @@ class Manifest:
         Raises:
             BadInputError: as `load`, or it was edited after it was written.
         """
-        manifest = cls.load(directory)
-        if manifest.content_digest:
-            check_seal(directory / MANIFEST)
-        return manifest
+        found = cls.load(directory)
+        check_seal(directory / MANIFEST, early=True)
+        return found

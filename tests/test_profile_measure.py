@@ -106,12 +106,9 @@ def test_a_profile_is_measured_checked_and_read_back(
     assert dense - smaller == pytest.approx(saved, rel=0.05)
 
 
-def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
-    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(delivery_stacks, "_SMALL", 0)
-    monkeypatch.setattr(delivery_stacks, "_LEAST_DEPTH", 2)
-    monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda: 1)
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What is timed, in the place of timing it."""
     seen: list[tuple[str, ...]] = []
 
     def watched(request: PanelRequest) -> PanelReply:
@@ -120,18 +117,27 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
 
     monkeypatch.setattr(stacks, "run_panel", watched)
     monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
+    return seen
+
+
+def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
+    shape: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: list[tuple[str, ...]]
+) -> None:
+    monkeypatch.setattr(delivery_stacks, "_SMALL", 0)
+    monkeypatch.setattr(delivery_stacks, "_LEAST_DEPTH", 2)
+    monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda: 1)
     found = measure_profile(
         shape, replace(HOST, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
         threads=1, held_out=3, work=tmp_path,
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-    assert seen[0][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
-    fitted = [names for names in seen if "base" in names]
+    assert timed[0][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
+    fitted = [names for names in timed if "base" in names]
     assert sum("dense" in names for names in fitted) == 3, (
         "the whole model in three processes, to continue the slopes to"
     )
-    assert seen[-6] == ("dense", "held-out-model-1", "held-out-model-2", "held-out-model-3")
-    assert seen[-1] == ("dense",) * 5, "beside itself, for the noise"
+    assert timed[-6] == ("dense", "held-out-model-1", "held-out-model-2", "held-out-model-3")
+    assert timed[-1] == ("dense",) * 5, "beside itself, for the noise"
     assert found.latency_table is not None
     assert found.latency_table.record is not None
     # Constants beside the weights differ between depths: a few kilobytes, of models of half a megabyte.
@@ -300,20 +306,6 @@ def refuses_what_is_not_claimed(
     assert Manifest.load(out).device is None
     assert claim.claimed(out, load_profile(box), claim.Asked())[1] == load_profile(box)
     (out / "manifest.json").write_text(before)
-
-
-@pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What is timed, in the place of timing it."""
-    seen: list[tuple[str, ...]] = []
-
-    def watched(request: PanelRequest) -> PanelReply:
-        seen.append(tuple(Path(directory).name for directory in request.directories))
-        return by_bytes(request)
-
-    monkeypatch.setattr(stacks, "run_panel", watched)
-    monkeypatch.setattr(kits, "read_bandwidth", lambda threads: 1e10 * threads)
-    return seen
 
 
 def test_a_kits_table_is_continued_to_the_whole_model_and_checked_beside_it(

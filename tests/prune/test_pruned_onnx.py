@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import plan_of, tiny_model, varied_plan
+from tiny_models import generated, plan_of, tiny_model, varied_plan
 
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export.checks import parity_checks
@@ -60,15 +59,6 @@ def pruned_model(variant: str) -> Any:
     return prune_model(dense, varied_plan(dense))
 
 
-def generated(model: Any, prompt: np.ndarray) -> list[int]:
-    """Torch's own greedy tokens, by its own loop."""
-    ids = torch.from_numpy(prompt)[None]
-    model.generation_config.eos_token_id = None
-    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
-    expected: list[int] = found[0, len(prompt) :].tolist()
-    return expected
-
-
 def genai_tokens(directory: Path, prompt: np.ndarray, never: int) -> list[int]:
     """GenAI's greedy tokens; `never` is an id that does not come up, as the end of text."""
     import onnxruntime_genai
@@ -100,7 +90,7 @@ def test_a_pruned_model_runs_as_in_torch(variant: str, tmp_path: Path, word_toke
     assert "last positions, up to 383" in errors
     assert max(errors.values()) <= tolerance
     prompt = np.asarray(word_tokenizer("the model reads a word and writes")["input_ids"], dtype=np.int64)
-    expected = generated(model, prompt)
+    expected = generated(model, prompt, NEW_TOKENS)
     assert len(set(expected)) > 1 or model.config.tie_word_embeddings
     assert greedy_tokens_of(model, prompt, new_tokens=NEW_TOKENS) == expected
     assert ir_greedy_agreement(tmp_path, prompt, expected, precision="fp32", threads=1) == 1.0

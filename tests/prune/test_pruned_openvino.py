@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from tiny_models import plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
+from tiny_models import generated, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export.checks import parity_checks
@@ -72,15 +72,6 @@ def pruned_model(variant: str) -> Any:
     return prune_model(dense, varied_plan(dense))
 
 
-def generated(model: Any, prompt: np.ndarray) -> list[int]:
-    """Torch's own greedy tokens, by its own loop."""
-    ids = torch.from_numpy(prompt)[None]
-    model.generation_config.eos_token_id = None
-    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
-    expected: list[int] = found[0, len(prompt) :].tolist()
-    return expected
-
-
 def genai_tokens(directory: Path, prompt: np.ndarray, backend: str) -> list[int]:
     import openvino_genai
 
@@ -110,7 +101,7 @@ def test_a_pruned_model_runs_as_in_torch(
     fused = variant not in UNFUSED
     assert fused_attentions(tmp_path) == (3 if fused else 0)
     prompt = np.asarray(word_tokenizer("the model reads a word and writes")["input_ids"], dtype=np.int64)
-    expected = generated(model, prompt)
+    expected = generated(model, prompt, NEW_TOKENS)
     assert len(set(expected)) > 1 or model.config.tie_word_embeddings
     assert greedy_tokens_of(model, prompt, new_tokens=NEW_TOKENS) == expected
     assert ir_greedy_agreement(tmp_path, prompt, expected, precision="fp32", threads=1) == 1.0
@@ -156,7 +147,7 @@ def test_optimum_generates_torchs_tokens(variant: str, tmp_path: Path, word_toke
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False,
             eos_token_id=10**6, pad_token_id=1,
         )  # fmt: skip
-    assert found[0, len(prompt) :].tolist() == generated(model, prompt)
+    assert found[0, len(prompt) :].tolist() == generated(model, prompt, NEW_TOKENS)
 
 
 def runtime_operations(directory: Path) -> Counter[str]:

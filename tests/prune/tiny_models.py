@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from prune_export.plan import LayerKeep, PrunePlan, keep_all
 from prune_export.prune.families import FAMILIES, family_of, needs_eager
@@ -253,3 +255,12 @@ def last_stream(model: Any, ids: torch.Tensor) -> torch.Tensor:
         model(ids, use_cache=False)
     handle.remove()
     return seen[0]
+
+
+def generated(model: Any, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
+    """Torch's own greedy tokens, by its own loop."""
+    ids = torch.from_numpy(prompt)[None]
+    model.generation_config.eos_token_id = None
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False)
+    expected: list[int] = found[0, len(prompt) :].tolist()
+    return expected
