@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ def _note(line: str) -> None:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Journals of the tests stay out of the user's cache."""
     monkeypatch.setenv("PRUNE_EXPORT_CACHE", str(tmp_path / "cache"))
+
+
+# Taken here, because tests replace those of `os`; systems other than Linux have none.
+_get_cpus, _set_cpus = getattr(os, "sched_getaffinity", None), getattr(os, "sched_setaffinity", None)
+
+
+@pytest.fixture(autouse=True)
+def _own_cpus() -> Iterator[None]:
+    """A test that pins this process would leave the later ones, and what they measure, on fewer CPUs."""
+    before = _get_cpus(0) if _get_cpus else None
+    yield
+    if _get_cpus and _set_cpus and (left := _get_cpus(0)) != before:
+        _set_cpus(0, before)
+        pytest.fail(f"the test left this process on CPUs {sorted(left)} of {sorted(before or ())}")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,10 @@ class Alone(Parent):
 
 
 def _here(request: worker.Request) -> worker.Reply:
-    """The worker's own code in this process, where the row is known."""
-    data: dict[str, Any] = worker._handle(to_json(request), Alone(lambda _: None))
+    """The worker's own code in this process, where the row is known; it pins the process, which others go on in."""
+    cpus = os.sched_getaffinity(0)
+    try:
+        data: dict[str, Any] = worker._handle(to_json(request), Alone(lambda _: None))
+    finally:
+        os.sched_setaffinity(0, cpus)
     return from_json(worker.Reply, data, where="reply")
