@@ -79,11 +79,11 @@ class ExportRecord:
 
     @classmethod
     def load_unedited(cls, directory: Path) -> ExportRecord:
-        """Reads export.json; one that is not sealed is taken as it is.
+        """Reads export.json and holds it against its digest.
 
         Raises:
             BadInputError: as `load`, or it was edited after it was written.
         """
         found = cls.load(directory)
-        check_seal(directory / EXPORT_FILE, early=True)
+        check_seal(directory / EXPORT_FILE)
         return found

@@ -69,12 +69,8 @@ def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: _digest(content)}
 
 
-def check_seal(path: Path, *, early: bool = False) -> None:
+def check_seal(path: Path) -> None:
     """Refuses a document whose content is not what was written.
-
-    Args:
-        path: of the document.
-        early: take one without a digest, as early versions wrote them, for what it says.
 
     Raises:
         BadInputError: it was edited, or has no digest of itself.
@@ -84,9 +80,7 @@ def check_seal(path: Path, *, early: bool = False) -> None:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInputError(f"{path} cannot be read as JSON: {error}") from None
     found = data.pop(SEAL, None) if isinstance(data, dict) else None
-    if not found and early:
-        return
-    if found is None:
+    if not found:
         raise BadInputError(f"{path} has no {SEAL}: it was edited, or an earlier version wrote it; make it again")
     if found != _digest(data):
         raise BadInputError(

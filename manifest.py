@@ -357,11 +357,11 @@ class Manifest:
 
     @classmethod
     def load_unedited(cls, directory: Path) -> Manifest:
-        """Reads manifest.json; one that is not sealed, as early versions wrote them, is taken as it is.
+        """Reads manifest.json and holds it against its digest.
 
         Raises:
             BadInputError: as `load`, or it was edited after it was written.
         """
         found = cls.load(directory)
-        check_seal(directory / MANIFEST, early=True)
+        check_seal(directory / MANIFEST)
         return found

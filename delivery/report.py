@@ -13,8 +13,8 @@ from prune_export.delivery.plots import distribution, distribution_metrics, pred
 from prune_export.delivery.provenance import is_report, provenance, workload_of
 from prune_export.delivery.summary import claim, sparsity_lines, timed_metric, times
 from prune_export.files import sha256, write_whole
-from prune_export.hashes import FileRecord, check_seal
-from prune_export.manifest import FIGURES_FOLDER, MANIFEST, PLAN_FILE, REPORT_FILE, Candidate, Manifest
+from prune_export.hashes import FileRecord
+from prune_export.manifest import FIGURES_FOLDER, PLAN_FILE, REPORT_FILE, Candidate, Manifest
 from prune_export.plan import PrunePlan
 from prune_export.units import format_bytes, format_duration
 
@@ -45,15 +45,10 @@ def write_report(directory: Path) -> Path:
 def remake_report(directory: Path) -> Path:
     """Writes the report of an artifact anew, and its hashes into the manifest; gives its path.
 
-    A manifest that is not sealed, as early versions wrote them, is left as it is: a seal would vouch for all of it.
-
     Raises:
         BadInputError: `directory` is no artifact, or its manifest was edited.
     """
-    manifest = Manifest.load(directory)
-    if not manifest.content_digest:
-        return write_report(directory)
-    check_seal(directory / MANIFEST)
+    manifest = Manifest.load_unedited(directory)
     path = write_report(directory)
     remade = with_report_files(manifest, directory)
     if remade.files != manifest.files:
