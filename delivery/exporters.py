@@ -35,6 +35,7 @@ class Exporter:
         stack: (model, directory, precision, group size) writes a graph to be timed, without a tokenizer.
         usage: lines of Python that run the artifact in a directory.
         server: the command that serves it, or nothing.
+        groups: the sizes of int4 groups that it has; any where none are named.
     """
 
     name: str
@@ -45,6 +46,20 @@ class Exporter:
     stack: Callable[[Any, Path, str, int], None]
     usage: Callable[[Path], tuple[str, ...]]
     server: Callable[[Path], str]
+    groups: tuple[int, ...] = ()
+
+    def check_group(self, group: int, profile: str) -> None:
+        """Refuses a profile's group size for int4 that the format lacks.
+
+        Raises:
+            BadInputError: it is none of `groups`.
+        """
+        if self.groups and group not in self.groups:
+            known = ", ".join(map(str, self.groups))
+            raise BadInputError(
+                f"{profile} asks for int4 groups of {group} weights, {self.title} has {known}: "
+                "set int4_group in a copy of the profile, or deliver another --precision"
+            )
 
 
 def exporter_of(name: str) -> Exporter:
@@ -107,6 +122,16 @@ EXPORTERS: dict[str, Exporter] = {
             python_lines,
             server_command,
         ),
-        Exporter("onnx", "ONNX", onnx_families.row_of, _onnx, _compressed_onnx, _onnx_stack, onnx_lines, lambda _: ""),
+        Exporter(
+            "onnx",
+            "ONNX",
+            onnx_families.row_of,
+            _onnx,
+            _compressed_onnx,
+            _onnx_stack,
+            onnx_lines,
+            lambda _: "",
+            groups=BLOCKS,
+        ),
     )
 }

@@ -98,6 +98,8 @@ def open_job(request: Request, progress: Progress, memory: TreeMemory, *, planni
     request, profile = with_precisions(
         request, profile, shape, workload, threads, measured=not reason, planning=planning, progress=progress
     )
+    if "int4" in request.precisions:
+        exporter_of(request.format).check_group(profile.int4_group, profile.name)
     check_resources(shape, output)
     compensated = plan.compensated if plan is not None else request.search.compensated
     texts = _texts(request, tokenizer, shape, progress, compensated=compensated)
