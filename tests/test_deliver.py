@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,22 @@ from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.runtimes import find_model
+from prune_export.benchmark.stacks import ExportedStack
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks, workshop
+from prune_export.delivery import bench, ir_checks, latency, workshop
 from prune_export.delivery.ir_worker import perform
 from prune_export.delivery.report import write_report
 from prune_export.delivery.request import Request, SearchSettings
+from prune_export.delivery.stacks import Design, build_stack
 from prune_export.delivery.summary import Delivery, render
 from prune_export.errors import BadInputError, InfeasibleError, ParityError
 from prune_export.evaluate import evaluate
 from prune_export.hashes import file_records
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.plan import PrunePlan
+from prune_export.profiles import load_profile, to_toml
 from prune_export.progress import Progress
+from prune_export.shape import ModelShape
 from prune_export.target import Target, Workload
 from prune_export.units import format_bytes, format_duration
 from prune_export.verify import verify
@@ -72,10 +76,27 @@ def fake_panel(request: PanelRequest) -> PanelReply:
     return PanelReply(tuple((10 * each,) for each in seconds), tuple((each,) for each in seconds))
 
 
+@pytest.fixture(scope="session")
+def stacks_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedStack]:
+    """`build_stack` that builds a stack for the first delivery that times it, and copies it for the others."""
+    made: dict[str, Path] = {}
+
+    def build(shape: ModelShape, design: Design, directory: Path, **settings: Any) -> ExportedStack:
+        key = repr((shape, design.layers, sorted(settings.items())))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("stack") / "made"
+            build_stack(shape, design, made[key], **settings)
+        shutil.copytree(made[key], directory)
+        return ExportedStack(design.layers, directory)
+
+    return build
+
+
 @pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated device; to save seconds, IRs run in this process and no other budgets are looked at."""
+def simulated(monkeypatch: pytest.MonkeyPatch, stacks_once: Callable[..., ExportedStack]) -> None:
+    """The simulated device; to save seconds, stacks are built once, IRs run here and no other budgets are looked at."""
     monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
+    monkeypatch.setattr(latency, "build_stack", stacks_once)
     monkeypatch.setattr(bench, "measure_together", fake_measure_together)
     monkeypatch.setattr(stacks, "run_panel", fake_panel)
     monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
@@ -163,6 +184,7 @@ def test_half_precision_is_pruned_and_delivered(request_: Request, format: str, 
     assert "files as in the manifest" in verify(delivery.directory)
 
 
+@pytest.mark.usefixtures("simulated")
 @pytest.mark.slow  # tests/delivery/test_correction.py has the logic
 def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour that slows the pruned model by a third in the first closing measurement, and never again."""
@@ -175,8 +197,6 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
             measured[1] = replace(measured[1], itl_s=tuple(1.33 * value for value in measured[1].itl_s))
         return measured
 
-    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "run_panel", fake_panel)
     undisturbed = deliver(request_).manifest
     monkeypatch.setattr(bench, "measure_together", disturbed)
     manifest = deliver(replace(request_, force=True)).manifest
@@ -449,6 +469,15 @@ def test_another_device_is_delivered_as_predicted(request_: Request) -> None:
         deliver(replace(request_, device="gpu-cuda", require_measured=True, force=True))
 
 
+def test_groups_that_onnx_lacks_are_refused_before_anything_is_made(request_: Request, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(to_toml(replace(load_profile("host"), name="odd", int4_group=256)))
+    request = replace(request_, device=str(path), format="onnx", precisions=("fp32", "int4"))
+    with pytest.raises(BadInputError, match="odd asks for int4 groups of 256 weights, ONNX has 128, 64, 32: set int4"):
+        deliver(request)
+    assert not (tmp_path / "out").exists()
+
+
 def test_this_machine_is_really_measured(request_: Request) -> None:
     manifest = deliver(replace(request_, target=Target("total", 60.0))).manifest
     assert manifest.claim == "measured"
@@ -535,12 +564,11 @@ def test_an_interruption_while_the_artifact_is_written_leaves_the_old_one(
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"out"}
 
 
+@pytest.mark.usefixtures("simulated")
 def test_a_killed_run_resumes_to_the_same_plan_without_repeating_work(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device whose timings never repeat: what was learnt before the kill must decide, not new noise."""
-    import numpy as np
-
     random = np.random.default_rng(0)
 
     def noisy(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
@@ -609,9 +637,8 @@ def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Pa
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-def test_the_report_stands_alone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "run_panel", fake_panel)
+@pytest.mark.usefixtures("simulated")
+def test_the_report_stands_alone(request_: Request) -> None:
     delivery: Delivery = deliver(request_)
     page = (delivery.directory / "report.html").read_text(encoding="utf8")
     assert "met: measured tpot p90" in page

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_deliver import request_, simulated  # type: ignore[import-not-found] # noqa: F401
+from test_deliver import request_, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
 
 from prune_export import cli
 from prune_export.benchmark.roofline import roofline_table

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_deliver import request_, simulated  # type: ignore[import-not-found] # noqa: F401
+from test_deliver import request_, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
 
 from prune_export import cli
 from prune_export.deliver import deliver

@@ -12,14 +12,12 @@ import openvino
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_deliver import fake_measure_together, fake_panel  # type: ignore[import-not-found]
+from test_deliver import fake_measure_together, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
 
 from prune_export import api, cli
-from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks, workshop
-from prune_export.delivery.ir_worker import perform
+from prune_export.delivery import bench
 from prune_export.delivery.preflight import calibration_tokens
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.sparse import stored_sparsity
@@ -39,14 +37,6 @@ from prune_export.texts import load_text
 from prune_export.verify import verify
 
 TWO_FOUR = Sparsity(Pattern(0.5, 2, 4))
-
-
-@pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
-    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "run_panel", fake_panel)
-    monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
 
 
 @pytest.fixture
