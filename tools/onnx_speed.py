@@ -1,9 +1,9 @@
 """Decode speed of our dense ONNX artifact beside what ONNX Runtime GenAI's model builder makes of the same checkpoint.
 
-    python tools/onnx_speed.py --model DIR --precisions fp32,int4
+    python tools/onnx_speed.py --model DIR --precisions fp32,int8,int4
 
 Both graphs run in the same session (past and present in one buffer), turn by turn in one process, and in another one in
-the other order.  int4 weights are in blocks of the same size in both, unless `--builder-block 0` leaves the builder
+the other order.  Integer weights are in blocks of the same size in both, unless `--builder-block 0` leaves the builder
 its own default; the table has the blocks that are in the graphs.  Prints a Markdown table; a ratio above 1 means that
 ours is faster.  `tools/random_model.py` writes checkpoints of known dimensions; keep the machine quiet meanwhile.
 """
@@ -33,19 +33,19 @@ from prune_export.target import parse_workload
 from prune_export.units import format_bytes, format_duration
 
 # What the builder makes on a CPU.
-PRECISIONS = ("fp32", "int4")
+PRECISIONS = ("fp32", "int8", "int4")
 
 
 def main() -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="dense checkpoint")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int4")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="fp32,int8,int4")
     parser.add_argument("--workload", default="prompt=128,new=64,batch=1")
     parser.add_argument("--rounds", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--seconds", type=float, default=120, help="of each process, loading included (default 120)")
     parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
-    parser.add_argument("--block", type=int, default=128, help="of our int4 weights (default 128)")
+    parser.add_argument("--block", type=int, default=128, help="of our integer weights (default 128)")
     parser.add_argument(
         "--builder-block",
         type=int,
@@ -114,14 +114,14 @@ def build(model: Path, output: Path, precision: str, cache: Path, *, block: int 
         output: where it writes to.
         precision: one of `PRECISIONS`.
         cache: a folder for its temporary files.
-        block: of int4 weights, 0 for its own default.
+        block: of integer weights, 0 for its own default.
 
     Raises:
         PruneExportError: it failed.
     """
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(output)]
     command += ["-p", precision, "-e", "cpu", "-c", str(cache)]
-    if precision == "int4" and block:
+    if precision != "fp32" and block:
         command += ["--extra_options", f"block_size={block}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
