@@ -75,7 +75,9 @@ class TreeMemory:
         this = psutil.Process()
         while not self._stop.is_set():
             if not self._pauses:
-                self._note(_resident(this))
+                phase, found = self._phase(), _resident(this)
+                if self._phase() == phase:  # else it may be of the one before or of the one after
+                    self._note(found)
             self._stop.wait(_INTERVAL_S)
 
     def _note(self, bytes_: int) -> None:

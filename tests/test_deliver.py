@@ -41,7 +41,7 @@ from prune_export.plan import PrunePlan
 from prune_export.profiles import load_profile, to_toml
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
-from prune_export.target import Target, Workload
+from prune_export.target import Metric, Statistic, Target, Workload
 from prune_export.units import format_bytes, format_duration
 from prune_export.verify import verify
 
@@ -141,6 +141,40 @@ def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request)
     assert [candidate.delivered for candidate in manifest.candidates] == [False, False, False, True]
     assert manifest.rounds
     assert manifest.rounds[-1].met
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "statistic"), [("ttft", "p50"), ("total", "p99")])
+def test_other_figures_drive_a_whole_delivery(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, metric: Metric, statistic: Statistic
+) -> None:
+    """On a device with tails, where a percentile of another metric is another number."""
+
+    def tailed(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
+        measured = fake_measure_together(subjects, **settings)
+        return [
+            replace(
+                item,
+                ttft_s=tuple(value * (1 + 0.1 * turn) for turn, value in enumerate(item.ttft_s)),
+                itl_s=tuple(value * (2 if turn % 7 == 6 else 1) for turn, value in enumerate(item.itl_s)),
+            )
+            for item in measured
+        ]
+
+    monkeypatch.setattr(bench, "measure_together", tailed)
+    request = replace(request_, precisions=("int8",), force=True)
+    dense = deliver(replace(request, target=Target(metric, 60.0, statistic))).manifest
+    measurement = next(item.measurement for item in dense.candidates if item.delivered)
+    assert measurement is not None
+    assert dense.figure == measurement.percentile(metric, statistic) != measurement.percentile(metric, "p90")
+    limit = dense.figure / 1.2
+    manifest = deliver(replace(request, target=Target(metric, limit, statistic))).manifest
+    measurement = next(item.measurement for item in manifest.candidates if item.delivered)
+    assert measurement is not None
+    assert (manifest.claim, manifest.met, manifest.limit) == ("measured", True, limit)
+    assert manifest.figure == measurement.percentile(metric, statistic)
+    assert 0.93 * limit <= manifest.figure <= limit
 
 
 @pytest.mark.usefixtures("simulated")
