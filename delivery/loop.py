@@ -212,7 +212,8 @@ def _round(precision: str, trial: Trial[PrunePlan]) -> Round:
 
 
 def _against(target: Target, outcome: Outcome) -> str:
-    return f"{show(target, outcome.figure)} > {show(target, outcome.limit)}"
+    over = outcome.figure / outcome.limit - 1  # both may read the same to three digits
+    return f"{show(target, outcome.figure)} > {show(target, outcome.limit)} by {over:.2%}"
 
 
 def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: int) -> KnownTrial:
