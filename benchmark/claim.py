@@ -11,7 +11,6 @@ from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.threads import checked_threads
 from prune_export.benchmark.worker import Through
 from prune_export.errors import BadInputError
-from prune_export.hashes import check_seal
 from prune_export.manifest import MANIFEST, FurtherTarget, Manifest, Measurement
 from prune_export.profiles import DeviceMatch, DeviceProfile, mismatch
 from prune_export.profiles.load import HOST
@@ -51,9 +50,7 @@ def claimed(directory: Path, profile: DeviceProfile, asked: Asked) -> tuple[Mani
         BadInputError: no manifest, an edited one, a target that needs more than the artifact (a speed-up, or removed
             parameters), another device than the claim's, or a request for something else than what it is about.
     """
-    manifest = Manifest.load(directory)
-    path = directory / MANIFEST
-    check_seal(path)
+    manifest, path = Manifest.load_unedited(directory), directory / MANIFEST
     for target in (manifest.target, *(item.target for item in manifest.further)):
         if target.speedup is not None or target.metric == "parameters":
             raise BadInputError(

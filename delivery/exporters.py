@@ -106,6 +106,7 @@ def _onnx_stack(model: Any, directory: Path, precision: str, group: int) -> None
 
 
 def _block(group: int) -> int:
+    """The size of blocks, which int8 has too, for a profile's group; one of int4 was checked by `check_group`."""
     return group if group in BLOCKS else BLOCKS[0]
 
 
