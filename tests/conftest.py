@@ -116,3 +116,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) ->
     directory.mkdir()
     save_checkpoint(random_model(shape, seed=0), word_tokenizer, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def stacks_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import simulated_device  # type: ignore[import-not-found]  # loads everything; most tests need little of it
+
+    return simulated_device.stacks_once(tmp_path_factory.mktemp("stacks"))
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch, stacks_once: Any) -> None:
+    import simulated_device
+
+    simulated_device.simulate(monkeypatch, stacks_once)
+
+
+@pytest.fixture
+def request_(checkpoint: Path, text_file: Path, tmp_path: Path) -> Any:
+    import simulated_device
+
+    return simulated_device.small_request(checkpoint, text_file, tmp_path)

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from simulated_device import FIXED_S, Interrupting, fake_measure_together  # type: ignore[import-not-found]
 
-from prune_export.benchmark import stacks
 from prune_export.benchmark.measure import Subject
-from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
-from prune_export.benchmark.runtimes import find_model
-from prune_export.benchmark.stacks import ExportedStack
 from prune_export.deliver import deliver
-from prune_export.delivery import bench, ir_checks, latency, workshop
-from prune_export.delivery.ir_worker import perform
+from prune_export.delivery import bench, workshop
 from prune_export.delivery.report import write_report
-from prune_export.delivery.request import Request, SearchSettings
-from prune_export.delivery.stacks import Design, build_stack
+from prune_export.delivery.request import Request
 from prune_export.delivery.summary import Delivery, render
 from prune_export.errors import BadInputError, InfeasibleError, ParityError
 from prune_export.evaluate import evaluate
@@ -39,83 +30,9 @@ from prune_export.hashes import file_records
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.plan import PrunePlan
 from prune_export.profiles import load_profile, to_toml
-from prune_export.progress import Progress
-from prune_export.shape import ModelShape
-from prune_export.target import Metric, Statistic, Target, Workload
+from prune_export.target import Metric, Statistic, Target
 from prune_export.units import format_bytes, format_duration
 from prune_export.verify import verify
-
-FIXED_S, PER_BYTE_S = 1e-3, 1e-8
-
-
-def fake_measure_together(
-    subjects: Sequence[Subject], *, rounds: int, workload: Workload, **_: Any
-) -> list[Measurement]:
-    """A device without noise: every token takes a fixed time and a time for each byte of the weights."""
-    results = []
-    for subject in subjects:
-        found = find_model(subject.directory)
-        weights = found.weights_bytes
-        seconds = FIXED_S + PER_BYTE_S * weights
-        results.append(
-            Measurement(
-                artifact=str(subject.directory), profile="host", host={"processor": "simulated", "cores": "1"},
-                runtime=found.runtime.name, precision=subject.precision, threads=1, workload=workload,
-                ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * (workload.new_tokens - 1),
-                load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
-                rss_rise_bytes=2 * weights, versions={},
-            )
-        )  # fmt: skip
-    return results
-
-
-def fake_panel(request: PanelRequest) -> PanelReply:
-    """The same device, asked turn by turn."""
-    weights = [find_model(Path(directory)).weights_bytes for directory in request.directories]
-    seconds = [FIXED_S + PER_BYTE_S * size for size in weights]
-    return PanelReply(tuple((10 * each,) for each in seconds), tuple((each,) for each in seconds))
-
-
-@pytest.fixture(scope="session")
-def stacks_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedStack]:
-    """`build_stack` that builds a stack for the first delivery that times it, and copies it for the others."""
-    made: dict[str, Path] = {}
-
-    def build(shape: ModelShape, design: Design, directory: Path, **settings: Any) -> ExportedStack:
-        key = repr((shape, design.layers, sorted(settings.items())))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("stack") / "made"
-            build_stack(shape, design, made[key], **settings)
-        shutil.copytree(made[key], directory)
-        return ExportedStack(design.layers, directory)
-
-    return build
-
-
-@pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch, stacks_once: Callable[..., ExportedStack]) -> None:
-    """The simulated device; to save seconds, stacks are built once, IRs run here and no other budgets are looked at."""
-    monkeypatch.setattr(workshop, "_LOOK_AROUND_S", 0.0)
-    monkeypatch.setattr(latency, "build_stack", stacks_once)
-    monkeypatch.setattr(bench, "measure_together", fake_measure_together)
-    monkeypatch.setattr(stacks, "run_panel", fake_panel)
-    monkeypatch.setattr(ir_checks, "run_task", lambda task, report=print: perform(task, report))
-
-
-@pytest.fixture
-def request_(checkpoint: Path, text_file: Path, tmp_path: Path) -> Request:
-    return Request(
-        model=str(checkpoint),
-        device="host",
-        target=Target("tpot", None, speedup=1.2),
-        workload=Workload(prompt_tokens=16, new_tokens=8),
-        output=tmp_path / "out",
-        search=SearchSettings(mlp_group=16, calibration_windows=4, calibration_length=64),
-        calibration=str(text_file),
-        eval_text=str(text_file),
-        eval_tokens=1024,
-        command="prune-export (test)",
-    )
 
 
 def tpot(manifest: Manifest, name: str, precision: str) -> float:
@@ -147,7 +64,10 @@ def test_a_speedup_is_met_against_dense_in_the_same_precision(request_: Request)
 @pytest.mark.slow
 @pytest.mark.parametrize(("metric", "statistic"), [("ttft", "p50"), ("total", "p99")])
 def test_other_figures_drive_a_whole_delivery(
-    request_: Request, monkeypatch: pytest.MonkeyPatch, metric: Metric, statistic: Statistic
+    request_: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    metric: Metric,
+    statistic: Statistic,
 ) -> None:
     """On a device with tails, where a percentile of another metric is another number."""
 
@@ -243,7 +163,9 @@ def test_one_disturbed_closing_measurement_costs_no_quality(request_: Request, m
 @pytest.mark.slow  # tests/delivery/test_verdict.py has the logic
 @pytest.mark.parametrize("disturbed", ["dense", "both, in different rounds"])
 def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
-    request_: Request, monkeypatch: pytest.MonkeyPatch, disturbed: str
+    request_: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    disturbed: str,
 ) -> None:
     """Pooled, a burst in the dense model's samples raises the limit: a plan that is too slow would be called met."""
     undisturbed = deliver(request_).manifest
@@ -472,7 +394,7 @@ def test_an_edited_plan_is_replayed(request_: Request, tmp_path: Path) -> None:
     plan = PrunePlan.load(first.directory / "plan.json")
     smaller = replace(plan, keep=(replace(plan.keep[0], mlp_channels=()), *plan.keep[1:]))
     smaller.save(tmp_path / "edited.json")
-    listening = _Interrupting(at=0)
+    listening = Interrupting(at=0)
     again = deliver(replace(request_, plan=tmp_path / "edited.json", force=True), progress=listening)
     assert not any(name.startswith(("latency", "search")) for name in listening.begun)
     assert again.manifest.shape.layers[0].mlp_width == 0
@@ -525,7 +447,8 @@ def test_this_machine_is_really_measured(request_: Request) -> None:
 
 @pytest.mark.usefixtures("simulated")
 def test_a_broken_export_fails_the_gate_and_publishes_nothing(
-    request_: Request, monkeypatch: pytest.MonkeyPatch
+    request_: Request,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from prune_export.delivery import exporters
 
@@ -545,130 +468,6 @@ def test_a_broken_export_fails_the_gate_and_publishes_nothing(
     assert caught.value.exit_code == 4
     assert request_.output is not None
     assert not request_.output.exists()
-
-
-class _Interrupting(Progress):
-    """Ctrl-C as the n-th phase begins."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__(quiet=True)
-        self.begun: list[str] = []
-        self._at = at
-
-    def phase(self, name: str, *, expected_s: float = 0.0) -> Any:
-        self.begun.append(name)
-        if len(self.begun) == self._at:
-            raise KeyboardInterrupt
-        return super().phase(name, expected_s=expected_s)
-
-
-@pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("stride", [20, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_interruption_at_any_phase_leaves_nothing_half_written(
-    request_: Request, tmp_path: Path, stride: int
-) -> None:
-    complete = _Interrupting(at=0)
-    deliver(replace(request_, output=tmp_path / "whole"), progress=complete)
-    assert len(complete.begun) > 10
-    for number in range(1, len(complete.begun) + 1, stride):
-        with pytest.raises(KeyboardInterrupt):
-            # Another seed each: no run finds what an earlier one left.
-            deliver(replace(request_, seed=number), progress=_Interrupting(at=number))
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "whole"]
-
-
-@pytest.mark.usefixtures("simulated")
-@pytest.mark.parametrize("writer", ["copytree", "save_checkpoint", "write_report", "file_records"])
-def test_an_interruption_while_the_artifact_is_written_leaves_the_old_one(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    from prune_export.delivery import publish
-
-    dense = replace(request_, target=Target("tpot", 1.0))  # of a plan, the checkpoint is kept before that and copied
-    before = deliver(dense).manifest
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    owner: Any = publish.shutil if writer == "copytree" else publish
-    monkeypatch.setattr(owner, writer, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        deliver(replace(dense, force=True))
-    assert Manifest.load(tmp_path / "out") == before
-    assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"out"}
-
-
-@pytest.mark.usefixtures("simulated")
-def test_a_killed_run_resumes_to_the_same_plan_without_repeating_work(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a device whose timings never repeat: what was learnt before the kill must decide, not new noise."""
-    random = np.random.default_rng(0)
-
-    def noisy(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
-        measured = fake_measure_together(subjects, **settings)
-        factors = (1 + 0.03 * random.standard_normal(len(measured))).tolist()
-        return [replace(item, itl_s=tuple(value * factor for value in item.itl_s))
-                for item, factor in zip(measured, factors, strict=True)]  # fmt: skip
-
-    def noisy_panel(request: PanelRequest) -> PanelReply:
-        found = fake_panel(request)
-        factors = (1 + 0.03 * random.standard_normal(len(found.tpot_s))).tolist()
-        return replace(
-            found, tpot_s=tuple((turns[0] * factor,) for turns, factor in zip(found.tpot_s, factors, strict=True))
-        )
-
-    monkeypatch.setattr(bench, "measure_together", noisy)
-    monkeypatch.setattr(stacks, "run_panel", noisy_panel)
-    chosen: dict[str, str] = {}
-
-    class Stopping(_Interrupting):
-        def note(self, line: str) -> None:
-            if line.startswith("plan 1:"):
-                chosen["first"] = line
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        deliver(request_, progress=Stopping(at=0))
-
-    class Listening(_Interrupting):
-        def note(self, line: str) -> None:
-            if line.startswith(("plan 1:", "resuming")):
-                chosen[line.split()[0]] = line
-
-    first = Listening(at=0)
-    deliver(request_, progress=first)
-    assert "resuming:" in chosen
-    assert chosen["plan"] == chosen["first"]
-    assert not any(name.startswith("latency table") for name in first.begun)
-    assert not list((tmp_path / "cache" / "runs").iterdir())
-
-
-def _heed_interrupts() -> None:
-    """A test run in the background of a shell ignores SIGINT, and its children would too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def test_ctrl_c_in_a_terminal_ends_with_one_line(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "prune_export.cli", "--model", str(checkpoint), "--target-speedup", "1.2x",
-               "--calibration", str(text_file), "--eval-text", str(text_file), "-o", str(tmp_path / "out")]  # fmt: skip
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
-    ) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "perplexity through the artifact" in line:
-                break
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, "".join(lines) + err
-    assert err.splitlines()[-1].startswith("prune-export: interrupted")
-    assert "Traceback" not in err
-    assert out == ""
-    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
 @pytest.mark.usefixtures("simulated")

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_deliver import request_, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
 
 from prune_export import cli
 from prune_export.benchmark.roofline import roofline_table
@@ -210,7 +209,7 @@ def test_a_table_of_another_workload_or_runtime_ends_before_any_work(
 
 
 @pytest.mark.usefixtures("simulated")
-def test_on_the_device_a_precision_without_costs_gets_its_own(request_: Request, tmp_path: Path) -> None:  # noqa: F811
+def test_on_the_device_a_precision_without_costs_gets_its_own(request_: Request, tmp_path: Path) -> None:
     """A table of int8, and a delivery in fp32, which is then the fastest dense precision."""
     shape, path = model_shape(load_config(Path(request_.model))), tmp_path / "box.toml"
     profile = box("int8", threads=host_cores())
@@ -256,7 +255,7 @@ def test_costs_are_of_the_statistic_where_that_is_known_and_predicted() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_prediction_is_of_the_statistic_that_the_target_limits(
-    request_: Request,  # noqa: F811
+    request_: Request,
     tmp_path: Path,
     known: bool,
 ) -> None:

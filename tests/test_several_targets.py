@@ -1,4 +1,4 @@
-"""Several targets at once, on the simulated device of test_deliver.py: all hold, and the hardest one drives."""
+"""Several targets at once, on the simulated device of simulated_device.py: all hold, and the hardest one drives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_deliver import request_, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
 
 from prune_export import cli
 from prune_export.deliver import deliver
@@ -64,7 +63,7 @@ def int8_memory(request: Request) -> float:
 
 @pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize("harder", [pytest.param("memory", marks=pytest.mark.slow), "tpot"])
-def test_both_hold_and_the_harder_one_drives(request_: Request, harder: str) -> None:  # noqa: F811
+def test_both_hold_and_the_harder_one_drives(request_: Request, harder: str) -> None:
     dense = int8_memory(request_) - BASE_BYTES
     kept = 0.7 if harder == "memory" else 0.95
     memory = Target("memory", BASE_BYTES + kept * dense)
@@ -82,7 +81,7 @@ def test_both_hold_and_the_harder_one_drives(request_: Request, harder: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("simulated")
-def test_a_dense_model_that_meets_one_of_two_is_pruned(request_: Request) -> None:  # noqa: F811
+def test_a_dense_model_that_meets_one_of_two_is_pruned(request_: Request) -> None:
     dense = int8_memory(request_) - BASE_BYTES
     wanted = replace(request_, target=Target("tpot", 1.0), force=True)
     assert deliver(wanted).manifest.plan_digest == ""

@@ -12,7 +12,7 @@ import openvino
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_deliver import fake_measure_together, simulated, stacks_once  # type: ignore[import-not-found] # noqa: F401
+from simulated_device import fake_measure_together  # type: ignore[import-not-found]
 
 from prune_export import api, cli
 from prune_export.benchmark.measure import Subject
