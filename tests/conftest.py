@@ -12,13 +12,27 @@ import pytest
 WORDS = "the model reads a word and writes another one while the clock of the small machine ticks on"
 
 
-# The log of tools/run_tests.py, which goes on in a new process when native code kills this one.
+# Set by tools/run_tests.py, which gives tests that native code killed a second chance in a new process.
 _LOG = os.environ.get("PRUNE_EXPORT_TEST_LOG")
+_DONE = os.environ.get("PRUNE_EXPORT_TESTS_DONE")
+_PART = os.environ.get("PRUNE_EXPORT_TEST_PART")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several processes only those that run tests take notes: xdist calls every hook in its own once more."""
+    global _LOG
+    if config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        _LOG = None
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Notes which test runs, for the case that it is the last one."""
+    """Notes which tests run: one that never ends died."""
     _note(f"start {nodeid}")
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Notes which tests ended."""
+    _note(f"end {nodeid}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -28,18 +42,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what an earlier process of the same run has done."""
-    if not _LOG:
-        return
-    done = set()
-    for line in Path(_LOG).read_text(encoding="utf8").splitlines():
-        what, _, test = line.partition(" ")
-        if what == "start":
-            done.add(test)
-        elif what == "again":
-            done.discard(test)
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
-    items[:] = [item for item in items if item.nodeid not in done]
+    """Leaves out what an earlier process of the same run has done, and what the other part of the run does."""
+    done = set(Path(_DONE).read_text(encoding="utf8").splitlines()) if _DONE else set()
+
+    def left_out(item: pytest.Item) -> bool:
+        alone = item.get_closest_marker("alone") is not None
+        return item.nodeid in done or (_PART is not None and alone != (_PART == "alone"))
+
+    config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
+    items[:] = [item for item in items if not left_out(item)]
 
 
 def _note(line: str) -> None:

@@ -434,6 +434,7 @@ def test_groups_that_onnx_lacks_are_refused_before_anything_is_made(request_: Re
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.alone
 def test_this_machine_is_really_measured(request_: Request) -> None:
     manifest = deliver(replace(request_, target=Target("total", 60.0))).manifest
     assert manifest.claim == "measured"

@@ -20,6 +20,7 @@ from prune_export.verify import verify
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_measured_speedup_holds_when_measured_again(tmp_path: Path) -> None:
     search = SearchSettings(calibration_windows=4)
     dense = deliver(Request("reference", "host", Target("tpot", 10.0), output=tmp_path / "dense", precisions=("fp32",)))

@@ -362,6 +362,7 @@ def test_the_working_directory_is_not_imported_from(
     assert run_worker(Request(str(tiny_ir), "fp32", 1, "CPU", WORKLOAD, "time", repeats=1)).ttft_s
 
 
+@pytest.mark.alone
 def test_the_memory_watch_sees_what_is_allocated_and_given_back() -> None:
     size = 64 << 20
     with watch_memory() as watch:
@@ -371,6 +372,7 @@ def test_the_memory_watch_sees_what_is_allocated_and_given_back() -> None:
     assert watch.peak_bytes - watch.before_bytes > 0.9 * size
 
 
+@pytest.mark.alone
 def test_the_memory_watch_sees_child_processes() -> None:
     size = 64 << 20
     code = f"import sys; block = b'1' * {size}; print('there', flush=True); sys.stdin.read()"

@@ -203,6 +203,7 @@ def test_the_middle_half_is_averaged() -> None:
     assert midmean(list(range(8))) == 3.5
 
 
+@pytest.mark.alone
 def test_a_panel_times_its_models_turn_by_turn(tiny_ir: Path) -> None:
     work = Workload(prompt_tokens=8, new_tokens=4)
     begun = time.monotonic()
@@ -261,6 +262,7 @@ def test_bandwidth_takes_a_part_of_the_free_memory_at_most(monkeypatch: pytest.M
     assert sizes == [8 << 20] * 2
 
 
+@pytest.mark.alone
 def test_bandwidth_is_that_of_memory_not_of_caches() -> None:
     # Between a slow single channel and anything sold: a wrong unit or a cached array would be outside.
     assert 1e9 < read_bandwidth(1) < 1e12

@@ -49,6 +49,7 @@ def test_groups_are_about_a_twelfth_of_the_width(width: int, multiple: int, grou
     assert default_group(shape, multiple) == group
 
 
+@pytest.mark.alone
 def test_the_memory_of_a_child_counts_until_sampling_pauses() -> None:
     script = "import time; data = bytearray(200 * 2**20); time.sleep(1.5)"
     with TreeMemory() as memory:
@@ -63,6 +64,7 @@ def test_the_memory_of_a_child_counts_until_sampling_pauses() -> None:
     assert memory.peak_bytes > 10**12
 
 
+@pytest.mark.alone
 def test_the_peak_is_found_in_its_phase() -> None:
     progress = Progress(quiet=True)
     script = "import time; data = bytearray({} * 2**20); time.sleep(1)"
