@@ -81,8 +81,12 @@ class Child:
         Raises:
             PruneExportError: as `result`.
         """
-        self._tell(str(count))
+        self.begin(count)
         return self.wait()
+
+    def begin(self, count: int) -> None:
+        """As `turn`, but does not wait."""
+        self._tell(str(count))
 
     def result(self) -> dict[str, Any]:
         """Gives the child no further turn and reads its reply.

@@ -39,7 +39,8 @@ def turns_of(repeats: Iterable[int]) -> int:
 
 
 def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], turns: int | None = None) -> list[Reply]:
-    """Runs several requests in a fresh process each; all are loaded, then warmed up and timed in turns (`turns_of`).
+    """Runs several requests in a fresh process each; all are loaded, warmed up side by side, then in turns, and timed
+    in turns (`turns_of`).
 
     Every other time the order is the other way round: what slows the machine for a second or more slows all of them
     alike.
@@ -58,7 +59,13 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], tur
             workers[-1].wait()
             workers.append(stack.enter_context(_worker(request)))
         workers[-1].wait()
-        # Warm-up once all are loaded: what waited while another was loaded is slower than what did not.
+        # A first inference packs weights into memory of its own.  Where processes packed one after the other, the first
+        # of two with the same model was 4% slower ever after; side by side none gets the better memory.
+        for worker in workers:
+            worker.begin(1)
+        for worker in workers:
+            worker.wait()
+        # The second warm-up tells how long one takes alone; what waited while another was loaded needs it as well.
         once_s = [worker.turn(1) for worker in workers]
         repeats = [
             request.repeats or repeats_for(once, request.workload.repeats)

@@ -71,7 +71,8 @@ def time_session(
         workload: what to run; its `repeats` is the least number of repeats.
         repeats: exact number of repeats, or None to choose one that times about 1.5 s; where `turn` gives turns it
             decides.
-        turn: where others are timed in between: waits until it is this session's turn; the first one is the warm-up.
+        turn: where others are timed in between: waits until it is this session's turn; the first one is a warm-up
+            beside the others, the second one alone.
     """
     prompt = synthetic_prompt(workload, session.vocab_size)
     ttft: list[float] = []
@@ -84,6 +85,9 @@ def time_session(
         return marks[-1] - marks[0]
 
     in_turns = turn is not None and turn(0.0) > 0
+    if in_turns:
+        assert turn is not None
+        turn(once())
     once_s = math.inf
     for _ in range(max(workload.warmup, int(in_turns))):
         once_s = min(once_s, once())

@@ -74,9 +74,9 @@ def test_samples_are_counted_without_the_warm_up_and_without_garbage_collection(
 
 
 def test_turns_begin_with_a_token_that_is_not_counted() -> None:
-    """The first turn is the warm-up, the others are timed."""
+    """The first turn is a warm-up beside others, the second one alone, the others are timed."""
     session = Counter()
-    counts = iter((1, 2, 1, 0))
+    counts = iter((1, 1, 2, 1, 0))
     told: list[float] = []
 
     def turn(once_s: float) -> int:
@@ -86,7 +86,7 @@ def test_turns_begin_with_a_token_that_is_not_counted() -> None:
     samples = time_session(session, Workload(2, 4, 6, warmup=2, repeats=1), repeats=9, turn=turn)
     assert (len(samples.ttft_s), len(samples.itl_s)) == (3, 3 * 5)
     lengths = [len(ids[0]) for kind, ids in session.calls if kind == "prefill"]
-    assert lengths == [4, 4, 1, 4, 4, 1, 4]
+    assert lengths == [4, 4, 4, 1, 4, 4, 1, 4]
     assert told[0] == 0
     assert min(told[1:]) > 0
 
