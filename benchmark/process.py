@@ -59,8 +59,8 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], tur
             workers[-1].wait()
             workers.append(stack.enter_context(_worker(request)))
         workers[-1].wait()
-        # A first inference packs weights into memory of its own.  Where processes packed one after the other, the first
-        # of two with the same model was 4% slower ever after; side by side none gets the better memory.
+        # Where first inferences ran one after the other, the first of two processes with the same model was 4% slower
+        # ever after (what they allocate may differ in quality); side by side neither is favoured.
         for worker in workers:
             worker.begin(1)
         for worker in workers:

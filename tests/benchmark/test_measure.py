@@ -179,7 +179,7 @@ def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest
     assert [len(reply.ttft_s) for reply in replies] == [5, 8]
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[:2] == ["slow load", "fast load"]
-    # Side by side, so that neither packs its weights into memory that the other left.
+    # Side by side, so that neither is favoured.
     assert {*lines[2:4]} == {"slow warm-up begins", "fast warm-up begins"}
     assert {*lines[4:6]} == {"slow warm-up ends", "fast warm-up ends"}
     assert lines[6:8] == ["slow warm-up", "fast warm-up"]
