@@ -64,8 +64,8 @@ class Measurement:
         versions: package name to version.
         options: runtime properties that the model was compiled with, and "affinity", the CPUs that the process had.
         peak_device_bytes: most memory held on a GPU, from an untimed run; 0 on a CPU, None if the runtime does not say.
-        turns: that a process took with others measured beside it, 1 if it ran alone: turn t of T has the repeats from
-            R t // T to R (t + 1) // T of the process's R.
+        turns: into how many parts the samples of a process are cut that generated in step with others, 1 if it ran
+            alone: turn t of T has the repeats from R t // T to R (t + 1) // T of the process's R.
     """
 
     artifact: str

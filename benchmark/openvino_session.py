@@ -56,6 +56,7 @@ class OpenVINOSession:
         self._extra_properties = dict(extra_properties or {})
         self._core: Any = None
         self._request: Any = None
+        self._aside: Any = None  # a request with a KV cache of its own
         self._present: frozenset[str] = frozenset()
         self._past = 0
         self._batch = 0
@@ -120,6 +121,7 @@ class OpenVINOSession:
             raise PruneExportError(f"{ir} could not be compiled for {self._device}: {last_line(error)}") from None
         self._load_s = time.perf_counter() - begun
         self._options = {name: str(value) for name, value in properties.items()}
+        self._aside = None
         self._batch = self._past = 0
 
     def reset(self) -> None:
@@ -148,6 +150,17 @@ class OpenVINOSession:
         self._token_view[:] = ids
         self._position_view[:] = self._past
         return self._infer(1)
+
+    def touch(self) -> None:
+        """Computes a token in another request of the same compiled model, whose state is its own."""
+        if self._aside is None:
+            self._aside = self._request.get_compiled_model().create_infer_request()
+        one = np.zeros((max(self._batch, 1), 1), np.int64)
+        for name, value in zip(_INPUTS, (one, one + 1, one, np.arange(len(one), dtype=np.int32)), strict=True):
+            if name in self._present:
+                self._aside.set_tensor(name, ov.Tensor(value))
+        self._aside.reset_state()
+        self._aside.infer(share_outputs=True)
 
     def _infer(self, tokens: int) -> Logits:
         self._past += tokens

@@ -141,6 +141,12 @@ class OrtSession:
         self._run(self._token, self._logits)
         return self._logits
 
+    def touch(self) -> None:
+        """Computes a token behind the last one, where the next one will be written over it."""
+        past = self._past
+        self.decode(np.zeros((max(self._batch, 1), 1), np.int64))
+        self._past = past
+
     def _run(self, ids: Tokens, logits: Logits) -> None:
         batch, tokens = ids.shape
         total = self._past + tokens

@@ -1,8 +1,8 @@
-"""Several models in one process, timed turn by turn: `python -m prune_export.benchmark.panel_worker`.
+"""Several models in one process, timed in step: `python -m prune_export.benchmark.panel_worker`.
 
-For ratios between models that nobody delivers, such as the stacks of a latency table: they take turns within seconds,
-so the machine is the same for all, and none waits for another to load.  What is claimed of an artifact is measured in a
-process of its own (`benchmark.worker`).
+For ratios between models that nobody delivers, such as the stacks of a latency table: each generates some tokens, then
+the next one does (`timing.stretches`), so the machine is the same for all, and none waits for another to load.  What is
+claimed of an artifact is measured in a process of its own (`benchmark.worker`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from prune_export.benchmark.affinity import pin
 from prune_export.benchmark.child import Report, answer
 from prune_export.benchmark.runtimes import find_model
-from prune_export.benchmark.timing import generate, no_collection, synthetic_prompt
+from prune_export.benchmark.timing import Generations, generate, no_collection, stretches, synthetic_prompt
 from prune_export.benchmark.worker import versions_of
 from prune_export.manifest import percentile
 from prune_export.records import from_json, to_json
@@ -54,7 +53,7 @@ class PanelReply:
     """What a panel found.
 
     Attributes:
-        ttft_s: of each model, the time to first token of each turn.
+        ttft_s: of each model, the time to first token of each turn, a generation.
         tpot_s: of each model, the median time per output token of each turn.
         versions: package name to version.
         token_tails: of each model, the tails of the times of all of its tokens (`tails_of`).
@@ -95,22 +94,29 @@ def _handle(data: dict[str, Any], _: Report) -> dict[str, Any]:
         sessions.append(session)
     work = request.workload
     prompt = synthetic_prompt(work, sessions[0].vocab_size)
-    for session in sessions:
-        generate(session, prompt, work.new_tokens)
-    ttft: list[list[float]] = [[] for _ in sessions]
-    tpot: list[list[float]] = [[] for _ in sessions]
-    tokens: list[list[float]] = [[] for _ in sessions]
-    turns = list(range(len(sessions)))
+    warm_up_s = [marks[-1] - marks[0] for marks in (generate(item, prompt, work.new_tokens) for item in sessions)]
+    members = [Generations(session, prompt, work.new_tokens) for session in sessions]
+    interruptible = all(member.interruptible for member in members)
+    parts = stretches(work.new_tokens, fmean(warm_up_s) / work.new_tokens, interruptible=interruptible)
+    order = list(members)
     with no_collection():
-        while len(ttft[0]) < _LEAST_TURNS or time.monotonic() - begun < request.seconds:
-            for index in turns:
-                marks = generate(sessions[index], prompt, work.new_tokens)
-                ttft[index].append(marks[1] - marks[0])
-                tokens[index] += (found := [later - earlier for earlier, later in pairwise(marks[1:])])
-                tpot[index].append(median(found))
-            turns.reverse()  # there and back: no model is always the one after the largest
+        while members[0].count < _LEAST_TURNS or time.monotonic() - begun < request.seconds:
+            for count in parts:
+                for member in order:
+                    member.go_on(count)
+                order.reverse()  # there and back: no model is always the one after the largest
     versions = versions_of(find_model(Path(request.directories[0])).runtime.packages)
-    reply = PanelReply(tuple(map(tuple, ttft)), tuple(map(tuple, tpot)), versions, tuple(map(tails_of, tokens)))
+    found = [member.samples() for member in members]
+    size = work.new_tokens - 1
+    reply = PanelReply(
+        tuple(samples.ttft_s for samples in found),
+        tuple(
+            tuple(median(samples.itl_s[size * turn : size * (turn + 1)]) for turn in range(len(samples.ttft_s)))
+            for samples in found
+        ),
+        versions,
+        tuple(tails_of(samples.itl_s) for samples in found),
+    )
     written: dict[str, Any] = to_json(reply)
     return written
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from prune_export.benchmark.child import Child, converse
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.threads import checked_threads
-from prune_export.benchmark.timing import repeats_for
+from prune_export.benchmark.timing import repeats_for, stretches
 from prune_export.benchmark.worker import Reply, Request
 from prune_export.profiles import DeviceProfile
 from prune_export.records import from_json, to_json
@@ -18,8 +19,7 @@ from prune_export.target import Workload
 
 _WORKER = "prune_export.benchmark.worker"
 _PANEL = "prune_export.benchmark.panel_worker"
-# Turns of a quarter of a second, where a repeat is not longer: short against what disturbs a shared machine (seconds),
-# long against the first token after a turn of others.
+# The parts of a process's samples that are compared with another's parts of the same time.
 _MOST_TURNS = 6
 
 
@@ -33,26 +33,26 @@ def run_worker(request: Request) -> Reply:
         return _reply(worker)
 
 
-def turns_of(repeats: Iterable[int]) -> int:
-    """In how many turns processes that repeat so often are timed beside each other."""
-    return min(_MOST_TURNS, *repeats)
+def turns_of(repeats: int) -> int:
+    """Into how many parts the samples of processes that repeat so often are cut."""
+    return min(_MOST_TURNS, repeats)
 
 
 def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], turns: int | None = None) -> list[Reply]:
     """Runs several requests in a fresh process each; all are loaded, warmed up side by side, then in turns, and timed
-    in turns (`turns_of`).
+    in turns: some tokens of the one, as many of the next (`stretches`), so that what slows the machine slows all alike.
 
-    Every other time the order is the other way round: what slows the machine for a second or more slows all of them
-    alike.
+    Every other time the order is the other way round.
 
     Args:
-        requests: to time; each one's `repeats` is kept, or chosen as a single process would.
+        requests: to time, all of one workload; all repeat as often as the one that needs it most.
         tell: is told the share done.
-        turns: how many; None for `turns_of` the repeats.
+        turns: into how many parts to cut the samples; None for `turns_of` the repeats.
 
     Raises:
         PruneExportError: as `run_worker`.
     """
+    new_tokens = requests[0].workload.new_tokens
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(request)) for request in requests[:1]]
         for request in requests[1:]:  # none loads beside another
@@ -62,23 +62,25 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], tur
         # Where first inferences ran one after the other, the first of two processes with the same model was 4% slower
         # ever after (what they allocate may differ in quality); side by side neither is favoured.
         for worker in workers:
-            worker.begin(1)
+            worker.begin(new_tokens)
         for worker in workers:
             worker.wait()
         # The second warm-up tells how long one takes alone; what waited while another was loaded needs it as well.
-        once_s = [worker.turn(1) for worker in workers]
-        repeats = [
+        once_s = [worker.turn(new_tokens) for worker in workers]
+        repeats = max(
             request.repeats or repeats_for(once, request.workload.repeats)
             for request, once in zip(requests, once_s, strict=True)
-        ]
-        turns = turns or turns_of(repeats)
-        order = list(range(len(workers)))
-        for turn in range(turns):
-            tell(turn / turns)
-            for index in order:
-                workers[index].turn(repeats[index] * (turn + 1) // turns - repeats[index] * turn // turns)
-            order.reverse()
-        return [replace(_reply(worker), turns=turns) for worker in workers]
+        )
+        interruptible = all(request.through == "session" for request in requests)
+        parts = stretches(new_tokens, mean(once_s) / new_tokens, interruptible=interruptible)
+        order = list(workers)
+        for repeat in range(repeats):
+            tell(repeat / repeats)
+            for tokens in parts:
+                for worker in order:
+                    worker.turn(tokens)
+                order.reverse()
+        return [replace(_reply(worker), turns=turns or turns_of(repeats)) for worker in workers]
 
 
 def _worker(request: Request) -> Child:

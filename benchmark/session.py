@@ -43,6 +43,13 @@ class Session(Protocol):
         """Appends one token each, `ids` [B, 1]; logits [B, 1, V]."""
         ...
 
+    def touch(self) -> None:
+        """Computes a token that is nobody's, for as many sequences; the KV cache stays as it is.
+
+        After a rest, others had the processor's caches and the runtime's threads sleep: the next token would be slow.
+        """
+        ...
+
 
 @runtime_checkable
 class Pipeline(Protocol):

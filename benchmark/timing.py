@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,15 @@ from prune_export.target import Workload
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
 _MAX_REPEATS = 100
-# Takes the seconds of a repeat, 0 before the warm-up, and gives how often to repeat now; 0: no (further) turn.
+# What disturbs a shared machine lasts a tenth of a second or more, so those that are compared change places after this
+# time: on two virtual cores the ratio of two p50 is then known four times as well as after a turn of a second.
+_STRETCH_S = 0.04
+# Each stretch begins with a token untimed: of shorter ones that would be most.
+_LEAST_STRETCH = 2
+# Computing for so long before a turn is timed: after a rest of 30 ms, tokens of 2 ms were 40%, 8% and 2% slower at
+# first, those of 20 ms not at all after the first.
+_WAKE_S = 0.005
+# Takes the seconds of a repeat, 0 before the warm-up, and gives how many tokens to generate now; 0: no (further) turn.
 Turn = Callable[[float], int]
 _PROMPT_SEED = 20260714
 
@@ -50,15 +58,7 @@ def generate(session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> li
     if isinstance(session, Pipeline):
         return session.generate(prompt, new_tokens)
     session.reset()
-    marks = [0.0] * (new_tokens + 1)
-    clock = time.perf_counter
-    marks[0] = clock()
-    token = session.prefill(prompt)[:, -1].argmax(axis=-1, keepdims=True)
-    marks[1] = clock()
-    for step in range(2, new_tokens + 1):
-        token = session.decode(token)[:, -1].argmax(axis=-1, keepdims=True)
-        marks[step] = clock()
-    return marks
+    return _tokens(session, prompt, new_tokens, begins=True)[0]
 
 
 def time_session(
@@ -72,39 +72,136 @@ def time_session(
         repeats: exact number of repeats, or None to choose one that times about 1.5 s; where `turn` gives turns it
             decides.
         turn: where others are timed in between: waits until it is this session's turn; the first one is a warm-up
-            beside the others, the second one alone.
+            beside the others, the second one alone, of whole repeats; in the others no token is lost.
     """
     prompt = synthetic_prompt(workload, session.vocab_size)
+    if turn is not None and turn(0.0) > 0:
+        return _time_in_turns(session, prompt, workload, turn)
+    for _ in range(workload.warmup):
+        generate(session, prompt, workload.new_tokens)
+    with no_collection():
+        found = [generate(session, prompt, workload.new_tokens)]
+        further = (repeats or repeats_for(found[0][-1] - found[0][0], workload.repeats)) - 1
+        found += [generate(session, prompt, workload.new_tokens) for _ in range(further)]
+    return _samples(found)
+
+
+def _time_in_turns(session: Session | Pipeline, prompt: Tokens, workload: Workload, turn: Turn) -> Samples:
+    marks = generate(session, prompt, workload.new_tokens)
+    turn(marks[-1] - marks[0])
+    once_s = math.inf
+    for _ in range(max(workload.warmup, 1)):
+        marks = generate(session, prompt, workload.new_tokens)
+        once_s = min(once_s, marks[-1] - marks[0])
+    generations = Generations(session, prompt, workload.new_tokens)
+    with no_collection():
+        while count := turn(once_s):
+            generations.go_on(count)
+    return generations.samples()
+
+
+class Generations:
+    """Generation after generation of one session, some tokens at a time, others' in between.
+
+    Args:
+        session: loaded and warmed up.
+        prompt: [B, T].
+        new_tokens: of each generation.
+
+    Attributes:
+        interruptible: else `go_on` takes whole generations alone.
+    """
+
+    def __init__(self, session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> None:
+        self._session, self._prompt, self._new_tokens = session, prompt, new_tokens
+        self._last = prompt
+        # Of each generation the times (s) at the start and after each token, waiting left out.
+        self._marks: list[list[float]] = []
+        self.interruptible = not isinstance(session, Pipeline)
+
+    @property
+    def count(self) -> int:
+        """Generations so far."""
+        return len(self._marks)
+
+    def samples(self) -> Samples:
+        """Of all tokens so far."""
+        return _samples(self._marks)
+
+    def go_on(self, count: int) -> None:
+        """Generates the next `count` tokens."""
+        if isinstance(self._session, Pipeline):
+            # What ran in between has the caches, and threads that waited for long sleep: a token untimed.
+            self._session.generate(self._prompt[:, :1], 1)
+            whole = count // self._new_tokens
+            self._marks += [self._session.generate(self._prompt, self._new_tokens) for _ in range(whole)]
+            return
+        _wake(self._session)
+        while count:
+            begins = not self._marks or len(self._marks[-1]) > self._new_tokens
+            if begins:
+                self._session.reset()
+                self._last = self._prompt
+                self._marks.append([0.0])
+            known = self._marks[-1]
+            part = min(count, self._new_tokens + 1 - len(known))
+            marks, self._last = _tokens(self._session, self._last, part, begins=begins)
+            known += [known[-1] + mark - marks[0] for mark in marks[1:]]
+            count -= part
+
+
+def stretches(new_tokens: int, token_s: float, *, interruptible: bool = True) -> list[int]:
+    """How many tokens of a generation follow each other before it is another's turn: the first token, then about as
+    many as take `_STRETCH_S`.
+
+    Args:
+        new_tokens: of a generation.
+        token_s: how long one takes.
+        interruptible: else the whole generation is one stretch.
+    """
+    if not interruptible:
+        return [new_tokens]
+    size = max(_LEAST_STRETCH, round(_STRETCH_S / max(token_s, 1e-9)))
+    return [1, *(min(size, new_tokens - begin) for begin in range(1, new_tokens, size))]
+
+
+def _wake(session: Session) -> None:
+    awake = time.perf_counter() + _WAKE_S
+    while True:
+        session.touch()
+        if time.perf_counter() >= awake:
+            return
+
+
+def _tokens(session: Session, ids: Tokens, count: int, *, begins: bool) -> tuple[list[float], Tokens]:
+    """The times at the start and after each of `count` tokens, and the last one's ids [B, 1].
+
+    Args:
+        session: what generates.
+        ids: the prompt [B, T] where the generation begins, else the last token [B, 1].
+        count: how many tokens.
+        begins: whether the first of them is the prompt's.
+    """
+    marks = [0.0] * (count + 1)
+    clock = time.perf_counter
+    marks[0] = clock()
+    if begins:
+        ids = session.prefill(ids)[:, -1].argmax(axis=-1, keepdims=True)
+        marks[1] = clock()
+    for step in range(1 + begins, count + 1):
+        ids = session.decode(ids)[:, -1].argmax(axis=-1, keepdims=True)
+        marks[step] = clock()
+    return marks, ids
+
+
+def _samples(repeats: Iterable[Sequence[float]]) -> Samples:
+    """From the times at the start and after each token of each repeat."""
     ttft: list[float] = []
     itl: list[float] = []
-
-    def once() -> float:
-        marks = generate(session, prompt, workload.new_tokens)
-        ttft.append(marks[1] - marks[0])
-        itl.extend(later - earlier for earlier, later in pairwise(marks[1:]))
-        return marks[-1] - marks[0]
-
-    in_turns = turn is not None and turn(0.0) > 0
-    if in_turns:
-        assert turn is not None
-        turn(once())
-    once_s = math.inf
-    for _ in range(max(workload.warmup, int(in_turns))):
-        once_s = min(once_s, once())
-    ttft.clear()
-    itl.clear()
-    with no_collection():
-        if in_turns:
-            assert turn is not None
-            while count := turn(once_s):
-                # What ran in between has the caches, and threads that waited for long sleep: a token untimed.
-                generate(session, prompt[:, :1], 1)
-                for _ in range(count):
-                    once()
-        else:
-            once_s = once()
-            for _ in range((repeats or repeats_for(once_s, workload.repeats)) - 1):
-                once()
+    for marks in repeats:
+        first, *others = (later - earlier for earlier, later in pairwise(marks))
+        ttft.append(first)
+        itl += others
     return Samples(tuple(ttft), tuple(itl))
 
 

@@ -41,6 +41,7 @@ class TorchSession:
         self._model: Any = None
         self._cache: Any = None
         self._past = 0
+        self._batch = 1
         self._load_s = 0.0
         self._options: dict[str, str] = {}
 
@@ -108,6 +109,7 @@ class TorchSession:
                 logits_to_keep=self._keep,
             )
         self._cache = found.past_key_values
+        self._batch = ids.shape[0]
         self._past += ids.shape[1]
         logits: Logits = found.logits.float().cpu().numpy()
         return logits
@@ -115,6 +117,13 @@ class TorchSession:
     def decode(self, ids: Tokens) -> Logits:
         """Appends one token each, `ids` [B, 1]; logits [B, 1, V]."""
         return self.prefill(ids)
+
+    def touch(self) -> None:
+        """Computes a token without a cache."""
+        import torch
+
+        with torch.inference_mode():
+            self._model(input_ids=self._on_device(np.zeros((self._batch, 1), np.int64)), use_cache=False)
 
     def _on_device(self, ids: Tokens) -> Any:
         import torch

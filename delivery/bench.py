@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,14 +10,14 @@ from prune_export.benchmark.measure import Subject, measure_together, standing_t
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.summary import timed_metric
-from prune_export.delivery.verdict import Verdict, figure_of, rounds_spread
+from prune_export.delivery.verdict import Verdict, figure_of, rounds_error
 from prune_export.delivery.verdict import judged as judgement
 from prune_export.manifest import Measurement
 
 ROUNDS = 3
-# While the median of a compared pair's rounds is less certain than that of three whose quartiles are so far apart,
-# others follow: the correction aims as close to the limit.
-SPREAD = 0.03
+# While the standard error of a compared pair's median round is larger, others follow: the correction aims 1.5% below
+# the limit, and as far below the closing measurement must find it again.
+LARGEST_ERROR = 0.01
 MOST_ROUNDS = 9
 _SMALL_BYTES = 256 << 20  # weights of artifacts that may stand in memory together whatever the model is
 
@@ -56,14 +55,14 @@ def measured(
             threads=job.threads,
             sample_memory=sample_memory,
             progress=job.progress,
-            settled=(lambda found: _spread(job, found) <= _allowed(found)) if judged else None,
+            settled=(lambda found: _error(job, found) <= LARGEST_ERROR) if judged else None,
             most_rounds=MOST_ROUNDS if judged else rounds,
             together_bytes=together,
         )
-    if judged and (apart := _spread(job, results)) > _allowed(results):
+    if judged and (error := _error(job, results)) > LARGEST_ERROR:
         job.progress.note(
-            f"note: {len(results[0].load_s)} rounds still disagree by {apart:.1%} (limit {_allowed(results):.0%}): the "
-            "machine is busy, figures of this phase are uncertain by as much"
+            f"note: after {len(results[0].load_s)} rounds the standard error of what they are judged by is {error:.1%} "
+            f"(limit {LARGEST_ERROR:.0%}): the machine is busy"
         )
     results = [_with_peak(result, variant) for result, variant in zip(results, variants, strict=True)]
     groups = standing_together([item.directory for item in variants], together, device=job.profile.device)
@@ -86,20 +85,15 @@ def verdict(job: Job, baseline: Variant, variant: Variant) -> Verdict:
     return judgement(job.request.target, baseline=baseline.measurement, variant=variant.measurement)
 
 
-def spread(job: Job, baseline: Variant, variant: Variant) -> float:
-    """How far the middle rounds of a compared pair are apart; both come from one call of `measured`."""
+def standard_error(job: Job, baseline: Variant, variant: Variant) -> float:
+    """Of what a compared pair is judged by, relative to it; both come from one call of `measured`."""
     assert baseline.measurement is not None
     assert variant.measurement is not None
-    return _spread(job, (baseline.measurement, variant.measurement))
+    return _error(job, (baseline.measurement, variant.measurement))
 
 
-def _spread(job: Job, found: Sequence[Measurement]) -> float:
-    return rounds_spread(job.request.target, baseline=found[0], variant=found[1])
-
-
-def _allowed(found: Sequence[Measurement]) -> float:
-    """The standard error of a median falls with the square root of the number of rounds."""
-    return SPREAD * math.sqrt(len(found[0].load_s) / ROUNDS)
+def _error(job: Job, found: Sequence[Measurement]) -> float:
+    return rounds_error(job.request.target, baseline=found[0], variant=found[1])
 
 
 def _known_peak(variant: Variant) -> int:

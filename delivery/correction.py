@@ -47,7 +47,7 @@ class Trial(Generic[Plan]):
         limit: the limit in force (a speed-up's limit follows the baseline measured beside the trial).
         base: the dense model's figure, measured beside the trial.
         perplexity: held-out perplexity.
-        spread: how far the middle rounds of the measurement are apart, as a share.
+        error: relative standard error of what it is judged by.
     """
 
     proposal: Proposal[Plan]
@@ -57,7 +57,7 @@ class Trial(Generic[Plan]):
     limit: float
     base: float
     perplexity: float
-    spread: float = 0.0
+    error: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -192,7 +192,7 @@ def correct(
         trial = attempt(proposal, budget, line.expected(proposal.predicted))
         line = _Line(dense, limit, (*line.trials, trial))
         # Closer than the measurement itself can tell, the next plan would follow its noise.
-        near = max(CLOSE_ENOUGH, trial.spread)
+        near = max(CLOSE_ENOUGH, 2 * trial.error)
         if trial.met and trial.undershoot <= near:
             break
         low, high = _bracket(line.trials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prune_export.delivery import correction
-from prune_export.delivery.bench import ROUNDS, figure, measured, spread, verdict
+from prune_export.delivery.bench import ROUNDS, figure, measured, standard_error, verdict
 from prune_export.delivery.correction import CONFIRMATIONS, Dense, Proposal, Trial, correct_and_confirm
 from prune_export.delivery.cost import Cost
 from prune_export.delivery.request import Job, Variant
@@ -173,7 +173,7 @@ class _Turns:
         if known is None:
             known = _measured_trial(workshop, proposal, len(self._rounds) + 1)
             workshop.state.learn(trial=(proposal.key, known))
-        figures = (known.measured, known.limit, known.base, known.perplexity, known.spread)
+        figures = (known.measured, known.limit, known.base, known.perplexity, known.error)
         trial = Trial(proposal, budget, expected, *figures)
         if trial.met:
             self._standing[proposal.key] = trial
@@ -236,7 +236,7 @@ def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: i
                 f"note: round {number} misses another target: {item.target.metric} {what} > {limit}"
             )
     reached = as_far_off(workshop.job, others, base, figure=found.figure, limit=found.limit)
-    return KnownTrial(reached, found.limit, beside, variant.perplexity, spread(workshop.job, base, candidate))
+    return KnownTrial(reached, found.limit, beside, variant.perplexity, standard_error(workshop.job, base, candidate))
 
 
 def _line(workshop: Workshop, trial: Trial[PrunePlan], number: int) -> str:

@@ -24,14 +24,14 @@ from prune_export.records import digest, from_json, to_json
 class KnownTrial:
     """A plan that was built and measured: figures in the target metric's unit, `base` of the dense model beside it.
 
-    `spread` is how far the middle rounds are apart.
+    `error` is the relative standard error of what was measured.
     """
 
     measured: float
     limit: float
     base: float
     perplexity: float
-    spread: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

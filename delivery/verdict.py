@@ -58,8 +58,8 @@ def judged(target: Target, *, baseline: Measurement, variant: Measurement) -> Ve
     return Verdict(figure, base / target.speedup, ratios)
 
 
-def rounds_spread(target: Target, *, baseline: Measurement, variant: Measurement) -> float:
-    """How far apart the rounds in the middle are in what `judged` decides by: quartiles, as a share of the lower.
+def rounds_error(target: Target, *, baseline: Measurement, variant: Measurement) -> float:
+    """Standard error of what `judged` decides by, relative to it: of the median over the rounds.
 
     Zero for memory, which is sampled once.
     """
@@ -67,8 +67,8 @@ def rounds_spread(target: Target, *, baseline: Measurement, variant: Measurement
         return 0.0
     metric = target.metric if target.metric != "parameters" else "tpot"
     if target.speedup is not None:
-        return paired_ratio(baseline, variant, metric, target.statistic).middle_spread
-    return PairedRatio(per_round(variant, metric, target.statistic)).middle_spread
+        return paired_ratio(baseline, variant, metric, target.statistic).standard_error
+    return PairedRatio(per_round(variant, metric, target.statistic)).standard_error
 
 
 def figure_of(target: Target, measurement: Measurement) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from prune_export.manifest import Measurement
+from prune_export.target import Workload
 
 WORDS = "the model reads a word and writes another one while the clock of the small machine ticks on"
 
@@ -148,3 +151,30 @@ def request_(checkpoint: Path, text_file: Path, tmp_path: Path) -> Any:
     import simulated_device
 
     return simulated_device.small_request(checkpoint, text_file, tmp_path)
+
+
+@pytest.fixture
+def make_measurement() -> Callable[..., Measurement]:
+    """A made-up measurement; times in seconds, one `load_s` a round."""
+
+    def make(
+        ttft: tuple[float, ...], itl: tuple[float, ...], rounds: int = 1, artifact: str = "a/openvino"
+    ) -> Measurement:
+        return Measurement(
+            artifact=artifact,
+            profile="host",
+            host={"processor": "Test CPU", "cores": "2"},
+            runtime="openvino",
+            precision="int8",
+            threads=1,
+            workload=Workload(1, 8, 1 + len(itl) // len(ttft), 0, len(ttft) // rounds),
+            ttft_s=ttft,
+            itl_s=itl,
+            load_s=(0.25,) * rounds,
+            weights_bytes=1 << 20,
+            peak_rss_bytes=3 << 20,
+            rss_rise_bytes=2 << 20,
+            versions={"openvino": "2026.4.1"},
+        )
+
+    return make

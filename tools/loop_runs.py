@@ -5,7 +5,7 @@
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
-and that measurement's noise: for a speed-up how far the quartiles of its rounds are apart, for a limit how far the
+and that measurement's noise: for a speed-up two standard errors of its median round, for a limit how far the
 dense model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was
 refused.
 A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
@@ -30,7 +30,7 @@ from prune_export.benchmark.compare import per_round
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.deliver import deliver
 from prune_export.delivery.request import PRECISIONS, Request, SearchSettings
-from prune_export.delivery.verdict import figure_of, judged, rounds_spread
+from prune_export.delivery.verdict import figure_of, judged, rounds_error
 from prune_export.errors import InfeasibleError
 from prune_export.export.files import MODEL_XML
 from prune_export.manifest import IR_FOLDER, Manifest
@@ -61,7 +61,7 @@ class Run:
         pruned: the delivered model is not a dense one.
         limit, claimed: the loop's own; bytes for a target of memory.
         later, later_limit: the same of the later measurement.
-        noise: of the later measurement: for a speed-up how far the quartiles of its rounds are apart, for a limit
+        noise: of the later measurement: for a speed-up two standard errors of its median round, for a limit
             (largest - smallest) / smallest of the dense model's figure over its processes; 0 for memory.
     """
 
@@ -236,7 +236,7 @@ def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -
         sample_memory=target.metric == "memory",
     )
     found = judged(target, baseline=baseline, variant=again)
-    noise = rounds_spread(target, baseline=baseline, variant=again)
+    noise = 2 * rounds_error(target, baseline=baseline, variant=again)
     if target.speedup is None and target.metric != "memory":
         figures = per_round(baseline, target.metric, target.statistic)
         noise = max(figures) / min(figures) - 1

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from prune_export.manifest import Measurement
-from prune_export.target import Workload
 
 VOCAB, CONTEXT = 96, 64
 
@@ -49,30 +45,3 @@ def tiny_ir(tiny_model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFacto
         export_from_model(tiny_model, output=directory, task="text-generation-with-past", stateful=True)
     assert json.loads((directory / "config.json").read_text())["max_position_embeddings"] == CONTEXT
     return directory
-
-
-@pytest.fixture
-def make_measurement() -> Callable[..., Measurement]:
-    """A made-up measurement; times in seconds, one `load_s` a round."""
-
-    def make(
-        ttft: tuple[float, ...], itl: tuple[float, ...], rounds: int = 1, artifact: str = "a/openvino"
-    ) -> Measurement:
-        return Measurement(
-            artifact=artifact,
-            profile="host",
-            host={"processor": "Test CPU", "cores": "2"},
-            runtime="openvino",
-            precision="int8",
-            threads=1,
-            workload=Workload(1, 8, 1 + len(itl) // len(ttft), 0, len(ttft) // rounds),
-            ttft_s=ttft,
-            itl_s=itl,
-            load_s=(0.25,) * rounds,
-            weights_bytes=1 << 20,
-            peak_rss_bytes=3 << 20,
-            rss_rise_bytes=2 << 20,
-            versions={"openvino": "2026.4.1"},
-        )
-
-    return make

@@ -75,14 +75,14 @@ def test_artifacts_that_do_not_fit_together_run_one_after_the_other(
     assert order == [
         ("fp32", "time", None),
         ("int8", "time", None),
-        ("fp32", "time", 3),
         ("int8", "time", 2),
+        ("fp32", "time", 3),
         ("fp32", "memory", 3),
         ("int8", "memory", 2),
     ]
-    assert first.ttft_s == (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
-    assert second.ttft_s == (2.0, 2.0, 4.0, 4.0)
-    assert (first.load_s, second.load_s) == ((1.0, 3.0), (2.0, 4.0))
+    assert first.ttft_s == (1.0, 1.0, 1.0, 4.0, 4.0, 4.0)
+    assert second.ttft_s == (2.0, 2.0, 3.0, 3.0)
+    assert (first.load_s, second.load_s) == ((1.0, 4.0), (2.0, 3.0))
     assert (first.peak_rss_bytes, first.rss_rise_bytes, second.peak_rss_bytes) == (15, 5, 16)
 
 
@@ -113,11 +113,11 @@ def test_artifacts_that_fit_together_take_turns(tiny_ir: Path, monkeypatch: pyte
     settings = {"profile": HOST, "workload": WORKLOAD, "rounds": 2, "threads": 1}
     found = measure_together(subjects, together_bytes=2 * size, **settings)
     both, alone = [("fp32", None), ("int8", None)], [("int4", None)]
-    assert asked == [both, alone, [("int8", 4), ("fp32", 3)], [("int4", 2)]]  # the other way round
+    assert asked == [both, alone, [("int4", 2)], [("int8", 4), ("fp32", 3)]]  # the other way round
     assert [item.ttft_s for item in found] == [
-        (1.0, 1.0, 1.0, 3.0, 3.0, 3.0),
-        (1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0),
-        (2.0, 2.0, 4.0, 4.0),
+        (1.0, 1.0, 1.0, 4.0, 4.0, 4.0),
+        (1.0, 1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 4.0),
+        (2.0, 2.0, 3.0, 3.0),
     ]
     assert [item.turns for item in found] == [3, 3, 1]
 
@@ -153,7 +153,7 @@ def handle(request, parent):
         done += count
         if name == "dies":
             sys.exit("the reason")
-    return {"load_s": 1.0, "ttft_s": [once] * done}
+    return {"load_s": 1.0, "ttft_s": [once] * (done // request["workload"]["new_tokens"])}
 
 answer(handle)
 """
@@ -167,7 +167,7 @@ def turn_takers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats of 300 ms and 200 ms: 1.5 s are 5 and 8 of them, in as many turns as the first has repeats."""
+    """Repeats of 300 ms and 200 ms: 1.5 s are 5 and 8 of them; both repeat 8 times, 5 tokens each, two at a time."""
     turn_takers(monkeypatch, tmp_path)
     work = replace(WORKLOAD, repeats=2)
     slow, fast = (
@@ -176,29 +176,44 @@ def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest
     )
     shares: list[float] = []
     replies = run_in_turns([slow, fast], shares.append)
-    assert [len(reply.ttft_s) for reply in replies] == [5, 8]
+    assert [(reply.ttft_s, reply.turns) for reply in replies] == [((0.3,) * 8, 6), ((0.2,) * 8, 6)]
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[:2] == ["slow load", "fast load"]
     # Side by side, so that neither is favoured.
     assert {*lines[2:4]} == {"slow warm-up begins", "fast warm-up begins"}
     assert {*lines[4:6]} == {"slow warm-up ends", "fast warm-up ends"}
     assert lines[6:8] == ["slow warm-up", "fast warm-up"]
-    assert lines[8:] == [
+    there_and_back = [
         *("slow 1", "fast 1"),
-        *("fast 2", "slow 1"),
-        *("slow 1", "fast 1"),
-        *("fast 2", "slow 1"),
-        *("slow 1", "fast 2"),
+        *("fast 2", "slow 2"),
+        *("slow 2", "fast 2"),
+        *("fast 1", "slow 1"),
+        *("slow 2", "fast 2"),
+        *("fast 2", "slow 2"),
     ]
-    assert shares == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert lines[8:] == there_and_back * 4
+    assert shares == [count / 8 for count in range(8)]
     again = run_in_turns([replace(slow, repeats=2), replace(fast, repeats=3)], lambda _: None)
-    assert [(len(reply.ttft_s), reply.turns) for reply in again] == [(2, 2), (3, 2)]
-    (tmp_path / "log").unlink()
-    fewer = run_in_turns([replace(slow, repeats=4), replace(fast, repeats=6)], lambda _: None, 2)
-    assert [(len(reply.ttft_s), reply.turns) for reply in fewer] == [(4, 2), (6, 2)]
-    assert (tmp_path / "log").read_text().splitlines()[8:] == ["slow 2", "fast 3", "fast 3", "slow 2"]
-    once = run_in_turns([replace(slow, repeats=1), replace(fast, repeats=1)], lambda _: None)
-    assert [len(reply.ttft_s) for reply in once] == [1, 1]
+    assert [(len(reply.ttft_s), reply.turns) for reply in again] == [(3, 3), (3, 3)]
+    fewer = run_in_turns([replace(slow, repeats=6)] * 2, lambda _: None, 2)
+    assert [(len(reply.ttft_s), reply.turns) for reply in fewer] == [(6, 2), (6, 2)]
+
+
+def test_a_pipeline_takes_turns_of_whole_generations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_takers(monkeypatch, tmp_path)
+    requests = [replace(request_for(tmp_path / name), repeats=2, through="genai") for name in ("one", "two")]
+    run_in_turns(requests, lambda _: None)
+    assert (tmp_path / "log").read_text().splitlines()[8:] == ["one 5", "two 5", "two 5", "one 5"]
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "token_s", "parts"),
+    [(8, 0.02, [1, 2, 2, 2, 1]), (8, 0.5, [1, 2, 2, 2, 1]), (8, 0.01, [1, 4, 3]), (8, 0.001, [1, 7]), (1, 0.1, [1])],
+)
+def test_a_stretch_takes_forty_milliseconds_and_two_tokens_at_least(
+    new_tokens: int, token_s: float, parts: list[int]
+) -> None:
+    assert process.stretches(new_tokens, token_s) == parts
 
 
 def test_one_that_dies_in_its_turn_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

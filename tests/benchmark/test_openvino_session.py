@@ -72,6 +72,18 @@ def test_reset_forgets_and_allows_another_batch(tiny_ir: Path) -> None:
     np.testing.assert_array_equal(made.prefill(tokens(1, 5)), before)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_touch_leaves_the_cache_as_it_is(tiny_ir: Path, batch: int) -> None:
+    ids = tokens(batch, 9)
+    plain, touched = session(tiny_ir), session(tiny_ir)
+    touched.touch()  # before anything else, too
+    for made in (plain, touched):
+        made.prefill(ids[:, :5])
+    for index in range(5, 9):
+        touched.touch()
+        np.testing.assert_array_equal(touched.decode(ids[:, [index]]), plain.decode(ids[:, [index]]))
+
+
 def test_the_mask_grows_beyond_its_first_capacity(
     tiny_model: LlamaForCausalLM, tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

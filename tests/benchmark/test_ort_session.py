@@ -102,6 +102,18 @@ def test_reset_forgets_and_allows_another_batch(tiny_onnx: Path) -> None:
     np.testing.assert_array_equal(made.prefill(tokens(1, 5)), before)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_touch_leaves_the_cache_as_it_is(tiny_onnx: Path, batch: int) -> None:
+    ids = tokens(batch, 9)
+    plain, touched = session(tiny_onnx), session(tiny_onnx)
+    touched.touch()  # before anything else, too
+    for made in (plain, touched):
+        made.prefill(ids[:, :5])
+    for index in range(5, 9):
+        touched.touch()
+        np.testing.assert_array_equal(touched.decode(ids[:, [index]]), plain.decode(ids[:, [index]]))
+
+
 def test_the_cache_grows_beyond_its_first_capacity(
     model: LlamaForCausalLM, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,8 @@ class Toy:
 
     decode = prefill
 
+    def touch(self) -> None: ...
+
 
 ROW = Runtime(
     "toy", "toy-format", "model.toy",

@@ -44,6 +44,8 @@ class FixedLogits:
     def decode(self, ids: np.ndarray) -> np.ndarray:
         return self.prefill(ids)
 
+    def touch(self) -> None: ...
+
 
 def windows(count: int, length: int, vocab: int = VOCAB) -> np.ndarray:
     return np.random.default_rng(3).integers(0, vocab, (count, length), dtype=np.int64)

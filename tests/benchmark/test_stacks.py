@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from prune_export.benchmark import bandwidth, stacks, turns
+from prune_export.benchmark import bandwidth, panel_worker, stacks, timing, turns
 from prune_export.benchmark.bandwidth import read_bandwidth
 from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest, tails_of
@@ -22,6 +22,7 @@ from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, midmean,
 from prune_export.benchmark.turns import bootstrap, compare_turns
 from prune_export.errors import BadInputError
 from prune_export.profiles import load_profile
+from prune_export.records import to_json
 from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
 
@@ -218,6 +219,46 @@ def test_a_panel_times_its_models_turn_by_turn(tiny_ir: Path) -> None:
     assert len(longer.ttft_s[0]) > 2
     with pytest.raises(BadInputError, match="gone is not a directory"):
         run_panel(PanelRequest((str(tiny_ir / "gone"),), "fp32", 1, "CPU", work, 0.0))
+
+
+def test_the_models_of_a_panel_generate_in_step_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Recorder:
+        vocab_size, load_s = 8, 0.0
+
+        def __init__(self, directory: Path, **_: Any) -> None:
+            self.name = directory.name
+
+        def load(self) -> None: ...
+
+        def reset(self) -> None: ...
+
+        def touch(self) -> None:
+            calls.append(f"{self.name} wakes")
+
+        def prefill(self, ids: np.ndarray) -> np.ndarray:
+            calls.append(f"{self.name} {ids.shape[1]}")
+            time.sleep(0.02)
+            return np.zeros((1, 1, 8), np.float32)
+
+        decode = prefill
+
+    runtime = SimpleNamespace(open_session=Recorder, packages=[])
+    monkeypatch.setattr(panel_worker, "find_model", lambda _: SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(panel_worker, "pin", lambda *_: None)
+    monkeypatch.setattr(timing, "_WAKE_S", 0.0)
+    work = Workload(prompt_tokens=3, new_tokens=4)  # tokens of 20 ms: two at a time
+    request = PanelRequest((str(tmp_path / "a"), str(tmp_path / "b")), "fp32", 1, "CPU", work, 0.0)
+    reply = panel_worker._handle(to_json(request), lambda *_: None)
+    assert calls[:8] == ["a 3", *["a 1"] * 3, "b 3", *["b 1"] * 3]  # the warm-up
+    a = {count: ["a wakes", *["a 1"] * count] for count in (1, 2)} | {3: ["a wakes", "a 3"]}
+    b = {count: [call.replace("a ", "b ") for call in found] for count, found in a.items()}
+    once = [*a[3], *b[3], *b[2], *a[2], *a[1], *b[1]]
+    back = [*b[3], *a[3], *a[2], *b[2], *b[1], *a[1]]
+    assert calls[8:] == once + back
+    assert [len(turns) for turns in (*reply["ttft_s"], *reply["tpot_s"])] == [2] * 4
+    assert min(map(min, reply["tpot_s"])) > 0.02
 
 
 def test_two_models_are_compared_in_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -32,6 +33,9 @@ class Counter:
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         return self._answer("decode", ids)
+
+    def touch(self) -> None:
+        self.calls.append(("touch", []))
 
     def _answer(self, kind: str, ids: np.ndarray) -> np.ndarray:
         self.calls.append((kind, ids.tolist()))
@@ -73,10 +77,11 @@ def test_samples_are_counted_without_the_warm_up_and_without_garbage_collection(
     assert gc.isenabled()
 
 
-def test_turns_begin_with_a_token_that_is_not_counted() -> None:
-    """The first turn is a warm-up beside others, the second one alone, the others are timed."""
+def test_a_turn_takes_up_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first turn is a warm-up beside others, the second one alone; in the others no token is lost or repeated."""
+    monkeypatch.setattr(timing, "_WAKE_S", 0.0)
     session = Counter()
-    counts = iter((1, 1, 2, 1, 0))
+    counts = iter((6, 6, 1, 3, 4, 10, 0))
     told: list[float] = []
 
     def turn(once_s: float) -> int:
@@ -85,10 +90,35 @@ def test_turns_begin_with_a_token_that_is_not_counted() -> None:
 
     samples = time_session(session, Workload(2, 4, 6, warmup=2, repeats=1), repeats=9, turn=turn)
     assert (len(samples.ttft_s), len(samples.itl_s)) == (3, 3 * 5)
-    lengths = [len(ids[0]) for kind, ids in session.calls if kind == "prefill"]
-    assert lengths == [4, 4, 4, 1, 4, 4, 1, 4]
+    assert min(samples.ttft_s + samples.itl_s) > 0
+    calls = [kind for kind, _ in session.calls]
+    whole = ["reset", "prefill", *["decode"] * 5]
+    timed = calls[3 * len(whole) :]
+    assert calls[: 3 * len(whole)] == whole * 3
+    assert [kind for kind in timed if kind != "touch"] == whole * 3
+    turns = " ".join(timed).replace("decode", "d").split("touch")[1:]
+    assert [turn.split() for turn in turns] == [
+        ["reset", "prefill"],
+        ["d"] * 3,
+        ["d", "d", "reset", "prefill", "d"],
+        [*["d"] * 4, "reset", "prefill", *["d"] * 5],
+    ]
+    asked = [ids[0][0] for kind, ids in session.calls if kind == "decode"]
+    assert (
+        asked == [(asked[0] + step) % Counter.vocab_size for step in range(5)] * 6
+    )  # each generation goes on from its own last token
     assert told[0] == 0
     assert min(told[1:]) > 0
+
+
+def test_before_a_turn_is_timed_the_session_computes_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now) / 1000)
+    monkeypatch.setattr(timing, "_WAKE_S", 0.0035)
+    session = Counter()
+    counts = iter((3, 3, 3, 0))
+    time_session(session, Workload(1, 4, 3, warmup=1, repeats=1), repeats=None, turn=lambda _: next(counts))
+    assert [kind for kind, _ in session.calls].count("touch") == 4
 
 
 def test_without_a_turn_a_session_is_timed_at_once() -> None:

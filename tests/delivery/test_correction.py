@@ -200,16 +200,16 @@ def test_undershoot_on_noisy_devices_with_fine_plans() -> None:
     assert max(undershoots) <= 0.08
 
 
-@pytest.mark.parametrize(("spread", "rounds"), [(0.0, 2), (0.2, 1)])
-def test_what_the_rounds_cannot_tell_apart_is_not_corrected(spread: float, rounds: int) -> None:
+@pytest.mark.parametrize(("error", "rounds"), [(0.0, 2), (0.1, 1)])
+def test_what_the_rounds_cannot_tell_apart_is_not_corrected(error: float, rounds: int) -> None:
     """A first plan that meets with a tenth to spare: corrected, unless its rounds differ by more than that."""
     device = Device(bias=0.9, fixed=0.0)
 
     def attempt(proposal: Proposal[float], budget: float, expected: float) -> Trial[float]:
         figure = device.true(proposal.plan) * (0.9 if not device.budgets[1:] else 1.0)
-        return Trial(proposal, budget, expected, figure, 0.6, 0.9, perplexity=10.0, spread=spread)
+        return Trial(proposal, budget, expected, figure, 0.6, 0.9, perplexity=10.0, error=error)
 
     found = correct(0.6, dense=device.dense, propose=device.propose, attempt=attempt, rounds=5)
     assert found[0].met
     assert found[0].undershoot > 0.1
-    assert len(found) >= rounds if spread == 0.0 else len(found) == rounds
+    assert len(found) >= rounds if error == 0.0 else len(found) == rounds

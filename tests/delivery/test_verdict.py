@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune_export.delivery.verdict import judged, rounds_spread
+from prune_export.delivery.verdict import judged, rounds_error
 from prune_export.manifest import Measurement
 from prune_export.target import Target, Workload
 
@@ -90,16 +90,17 @@ def test_of_two_rounds_the_slower_decides() -> None:
     assert (found.figure, found.met) == (10.0, False)
 
 
-def test_the_spread_is_that_of_what_is_judged_and_one_burst_does_not_count() -> None:
+def test_the_error_is_that_of_what_is_judged_and_one_burst_does_not_count() -> None:
     speedup, limit, memory = Target("tpot", None, speedup=1.5), Target("tpot", 1.0), Target("memory", 1.0)
     baseline = measured(2.0, 4.0, 2.0, 2.0, 2.0)  # drift common to both in the second round, a burst in the last
     variant = measured(1.0, 2.0, 1.0, 1.0, 5.0)
-    assert rounds_spread(speedup, baseline=baseline, variant=variant) == 0.0
-    assert rounds_spread(limit, baseline=baseline, variant=variant) == 1.0
-    assert rounds_spread(memory, baseline=baseline, variant=variant) == 0.0
+    assert rounds_error(speedup, baseline=baseline, variant=variant) == 0.0
+    assert rounds_error(memory, baseline=baseline, variant=variant) == 0.0
+    # Five values whose quartiles are twice apart: 1.0 / 0.98 standard deviations, sqrt(pi / 10) of them.
+    assert rounds_error(limit, baseline=baseline, variant=variant) == pytest.approx(0.57, abs=0.01)
     ratios = measured(1.0, 1.0, 1.1, 1.2, 1.2)
-    found = rounds_spread(speedup, baseline=ratios, variant=measured(1.0, 1.0, 1.0, 1.0, 1.0))
-    assert found == pytest.approx(0.2)
+    found = rounds_error(speedup, baseline=ratios, variant=measured(1.0, 1.0, 1.0, 1.0, 1.0))
+    assert found == pytest.approx(0.2 * 0.57, abs=0.01)
 
 
 def test_bursts_and_drift_cost_few_wrong_verdicts() -> None:
