@@ -23,9 +23,9 @@ _MAX_REPEATS = 100
 _STRETCH_S = 0.04
 # Each stretch begins with a token untimed: of shorter ones that would be most.
 _LEAST_STRETCH = 2
-# Computing for so long before a turn is timed: after a rest of 30 ms, tokens of 2 ms were 40%, 8% and 2% slower at
-# first, those of 20 ms not at all after the first.
-_WAKE_S = 0.005
+# Computing for so long before a turn is timed: after a rest, tokens of 2 ms were up to 60% slower at first and took ten
+# to twenty milliseconds to settle, which a p90 would be of; those of 20 ms not at all after the first.
+_WAKE_S = 0.015
 # Takes the seconds of a repeat, 0 before the warm-up, and gives how many tokens to generate now; 0: no (further) turn.
 Turn = Callable[[float], int]
 _PROMPT_SEED = 20260714
