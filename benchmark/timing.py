@@ -19,7 +19,7 @@ from prune_export.target import Workload
 _MIN_TIMED_S = 1.5
 _MAX_REPEATS = 100
 # What disturbs a shared machine lasts a tenth of a second or more, so those that are compared change places after this
-# time: on two virtual cores the ratio of two p50 is then known four times as well as after a turn of a second.
+# time: on two virtual cores ratios scatter a half to an eighth as much as after turns of a second (docs/devices.md).
 _STRETCH_S = 0.04
 # Each stretch begins with a token untimed: of shorter ones that would be most.
 _LEAST_STRETCH = 2
