@@ -2,6 +2,7 @@
 
     python tools/loop_runs.py --model reference --output DIR
     python tools/loop_runs.py --model ./my-llama --device box.toml --precisions int8 --metric ttft --output DIR
+    python tools/loop_runs.py --table --output DIR    # of all records below DIR
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
@@ -15,6 +16,7 @@ little calibration and held-out text, and a profile that `prune-export profile m
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import shutil
 import time
@@ -34,6 +36,7 @@ from prune_export.delivery.verdict import figure_of, judged, rounds_error
 from prune_export.errors import InfeasibleError
 from prune_export.export.files import MODEL_XML
 from prune_export.manifest import IR_FOLDER, Manifest
+from prune_export.profiles.host import host_fingerprint
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
@@ -63,6 +66,7 @@ class Run:
         later, later_limit: the same of the later measurement.
         noise: of the later measurement: for a speed-up two standard errors of its median round, for a limit
             (largest - smallest) / smallest of the dense model's figure over its processes; 0 for memory.
+        date, machine: when and where; the processor and its cores.
     """
 
     target: str
@@ -75,6 +79,8 @@ class Run:
     later: float = 0.0
     later_limit: float = 0.0
     noise: float = 0.0
+    date: str = ""
+    machine: str = ""
 
     @property
     def undershoot(self) -> float:
@@ -119,10 +125,13 @@ def main() -> None:
     parser.add_argument("--calibration-windows", type=int)
     parser.add_argument("--calibration", help="text for the search")
     parser.add_argument("--eval-text", help="held-out text")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
+    parser.add_argument("--table", action="store_true", help="print what is below the output directory")
     arguments = parser.parse_args()
     precisions = tuple(item for item in PRECISIONS if item in arguments.precisions.split(","))
     metric: Metric = arguments.metric
+    if arguments.table:
+        print(tables(arguments.output))
+        return
     everything = []
     for model in arguments.model or ["reference"]:
         folder = arguments.output / f"{Path(model).name}-{'-'.join(precisions)}"
@@ -138,10 +147,23 @@ def main() -> None:
             eval_text=arguments.eval_text,
             eval_tokens=arguments.eval_tokens,
         )
-        runs = _known(folder) if arguments.table else all_runs(base, folder, speedups, _numbers(arguments.shares))
-        print(f"\n{model}\n\n{HEAD}", *(run.row for run in runs), sep="\n", flush=True)
+        runs = all_runs(base, folder, speedups, _numbers(arguments.shares))
+        print(f"\n{model}\n\n{HEAD}\n{_rows(runs)}", flush=True)
         everything += runs
     print(f"\n{summary(everything)}")
+
+
+def tables(folder: Path) -> str:
+    """Every series of records below a directory as a table, and a summary of each and of all."""
+    series: dict[str, list[Run]] = {}
+    for record in sorted(folder.rglob("*.json"), key=lambda path: (path.parent, _load(path).date, path.name)):
+        series.setdefault(str(record.parent.relative_to(folder)), []).append(_load(record))
+    parts = [f"{name}\n\n{HEAD}\n{_rows(runs)}\n\n{summary(runs)}" for name, runs in series.items()]
+    return "\n\n".join((*parts, f"in all: {summary([run for runs in series.values() for run in runs])}"))
+
+
+def _rows(runs: Sequence[Run]) -> str:
+    return "\n".join(run.row for run in runs)
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -169,7 +191,8 @@ def all_runs(base: Request, folder: Path, speedups: Sequence[float], shares: Seq
         name = str(target).replace(" ", "-").replace("<=", "within")
         record = folder / f"{name}.json"
         if not record.is_file():
-            _save(record, one_run(replace(base, target=target, output=folder / name, force=True), dense))
+            run = one_run(replace(base, target=target, output=folder / name, force=True), dense)
+            _save(record, replace(run, date=_now(), machine=_machine()))
             shutil.rmtree(folder / name, ignore_errors=True)
         runs.append(_load(record))
         print(runs[-1].row, flush=True)
@@ -259,8 +282,13 @@ def _numbers(text: str) -> list[float]:
     return [float(item) for item in text.split(",") if item]
 
 
-def _known(folder: Path) -> list[Run]:
-    return [_load(record) for record in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)]
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+
+
+def _machine() -> str:
+    found = host_fingerprint()
+    return f"{found['processor']}, {found['cores']} cores"
 
 
 def _load(record: Path) -> Run:
