@@ -83,7 +83,7 @@ def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterato
     """Stacks whose differences to the dense model give every cost: blocks gone, then smaller blocks.
 
     Smaller MLPs are timed among others of other widths, as in plans: models of mixed widths were found slower than
-    their blocks in models of one width, by 4% in prefill and 1.5% in decode (SmolLM2's dimensions, int8, on a Xeon).
+    their blocks in models of one width, by 4% in prefill and 1.5% in decode (docs/devices.md).
 
     A deep model's fixed cost (LM head, embedding) comes from a stack of a quarter of its blocks.  From the others it is
     twice half of the attentions and half of the MLPs, less three times the dense model, which multiplies noise: timings
