@@ -35,7 +35,9 @@ _SMALL = 250_000_000
 _CACHES = 4
 _UNKNOWN_CACHE = 128 * 2**20
 _LEAST_DEPTH = 4
-_DEEP = 8  # layers; shallower stacks of large models are timed beside the whole one, which tells what is fixed
+# Layers from which on a stack of a quarter of them is timed.  Shallow stacks of a large model have the whole one beside
+# them, which tells what is fixed; of a small model with so few layers it stays uncertain.
+_DEEP = 8
 _CHECKPOINT = "checkpoint"
 # Of held-out models: each sub-block is gone with this probability, as in plans of middling targets.
 _GONE = 0.15

@@ -58,6 +58,9 @@ def test_an_interrupted_series_goes_on_and_tabulates(
         "1 pruned, 0 dense, 2 refused; undershoot of the pruned: median 2.5%, worst 2.5%; over the limit when measured "
         "again: 1, beyond that measurement's noise: 0"
     )
+    artifact = tmp_path / "reference-fp32-int8" / "dense" / "int8"
+    artifact.mkdir(parents=True)
+    (artifact / "config.json").write_text("{}")  # not a record
     monkeypatch.setattr(sys, "argv", ["loop_runs.py", "--output", str(tmp_path), "--table"])
     script.main()
     tables = capsys.readouterr().out.splitlines()

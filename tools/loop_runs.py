@@ -46,6 +46,7 @@ from prune_export.units import format_bytes, format_duration
 SPEEDUPS = (1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHARES = (0.9, 0.75, 0.6)  # absolute limits, as shares of the fastest dense precision's figure
 ROUNDS = 5
+RECORD = ".run.json"  # how a record's name ends; the artifacts beside it are full of other JSON files
 HEAD = (
     "| target | limit | claimed | undershoot | measured again | its limit | over by | noise | minutes |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -156,8 +157,10 @@ def main() -> None:
 def tables(folder: Path) -> str:
     """Every series of records below a directory as a table, and a summary of each and of all."""
     series: dict[str, list[Run]] = {}
-    for record in sorted(folder.rglob("*.json"), key=lambda path: (path.parent, _load(path).date, path.name)):
+    for record in sorted(folder.rglob(f"*{RECORD}")):
         series.setdefault(str(record.parent.relative_to(folder)), []).append(_load(record))
+    for runs in series.values():
+        runs.sort(key=lambda run: run.date)
     parts = [f"{name}\n\n{HEAD}\n{_rows(runs)}\n\n{summary(runs)}" for name, runs in series.items()]
     return "\n\n".join((*parts, f"in all: {summary([run for runs in series.values() for run in runs])}"))
 
@@ -189,7 +192,7 @@ def all_runs(base: Request, folder: Path, speedups: Sequence[float], shares: Seq
     runs = []
     for target in targets(base, dense, folder, speedups, shares):
         name = str(target).replace(" ", "-").replace("<=", "within")
-        record = folder / f"{name}.json"
+        record = folder / f"{name}{RECORD}"
         if not record.is_file():
             run = one_run(replace(base, target=target, output=folder / name, force=True), dense)
             _save(record, replace(run, date=_now(), machine=_machine()))
