@@ -261,11 +261,11 @@ class Manifest:
         precision: weight precision of what is delivered.
         target: what was asked for; of several targets the one that drove the search.
         further: the others.
-        limit: the limit in the metric's unit; of a measured speed-up, the dense model's figure in the deciding round
-            divided by the factor.
+        limit: the limit in the metric's unit; of a measured speed-up, what the dense model takes beside the figure by
+            the ratio that the rounds agree on (`benchmark.compare.PairedRatio`), divided by the factor.
         claim: "measured" or "predicted".
         met: the claim's figure is within the limit.
-        figure: the claim's figure, over all samples; of a measured speed-up, in the deciding round.
+        figure: the claim's figure, over all samples; of a measured speed-up, the median over the rounds.
         profile: device profile.
         device: what the claim holds on; None in manifests of earlier versions.
         plan_digest: sha256 of plan.json; empty for a dense delivery.
@@ -278,8 +278,7 @@ class Manifest:
             of the others beats in both cost and rise; empty where the target is a share of the parameters.
         parity: the gate's result.
         versions: package name to version.
-        speedups: of a measured speed-up: dense / delivered in each round of the closing measurement; their median
-            decides, and the round that has it is the deciding one.
+        speedups: of a measured speed-up: dense / delivered in each round of the closing measurement.
         medians: latencies whose predictions here are medians, whatever statistic was asked for.
         workload: what the claim is about; None in manifests of earlier versions.
         timings_s: phase of the run to seconds.

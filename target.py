@@ -10,6 +10,7 @@ from prune_export.errors import BadInputError, nearest
 from prune_export.units import format_bytes, format_duration
 
 Metric = Literal["tpot", "ttft", "total", "memory", "parameters"]
+LATENCIES = ("tpot", "ttft", "total")
 Statistic = Literal["p50", "p90", "p99"]
 _KEYS = {"prompt": "prompt_tokens", "new": "new_tokens", "batch": "batch", "warmup": "warmup", "repeats": "repeats"}
 

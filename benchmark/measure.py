@@ -13,6 +13,7 @@ from prune_export.benchmark.process import run_in_turns, run_worker
 from prune_export.benchmark.properties import precision_options
 from prune_export.benchmark.runtimes import RUNTIMES, find_model
 from prune_export.benchmark.threads import checked_threads
+from prune_export.benchmark.timing import samples_for
 from prune_export.benchmark.worker import Reply, Request, Through
 from prune_export.errors import BadInputError
 from prune_export.manifest import Measurement
@@ -90,6 +91,7 @@ def measure_together(
     settled: Callable[[Sequence[Measurement]], bool] | None = None,
     most_rounds: int = 0,
     together_bytes: int | None = None,
+    samples: int | None = None,
 ) -> list[Measurement]:
     """Times several artifacts in turns, so that what slows the machine slows all of them alike.
 
@@ -105,6 +107,7 @@ def measure_together(
             further rounds are of the first two subjects alone.
         most_rounds: ends the further rounds.
         together_bytes: weights, in bytes, of what may stand in memory together; None takes a quarter of what is free.
+        samples: of later tokens that a process should leave (`timing.repeats_for`); None for those of a tpot p90.
 
     Returns:
         One measurement a subject, in order, with the samples of its rounds one after the other; round r holds
@@ -113,7 +116,9 @@ def measure_together(
     Raises:
         BadInputError, PruneExportError: as in `measure`.
     """
-    requests = [_request(subject, profile, workload, threads) for subject in subjects]
+    if samples is None:
+        samples = samples_for("tpot", "p90", workload)
+    requests = [replace(_request(subject, profile, workload, threads), samples=samples) for subject in subjects]
     sampled = [index for index, subject in enumerate(subjects) if sample_memory and subject.sample_memory]
     groups = standing_together([subject.directory for subject in subjects], together_bytes, device=profile.device)
     replies: list[list[Reply]] = [[] for _ in subjects]

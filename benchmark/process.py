@@ -68,7 +68,7 @@ def run_in_turns(requests: Sequence[Request], tell: Callable[[float], None], tur
         # The second warm-up tells how long one takes alone; what waited while another was loaded needs it as well.
         once_s = [worker.turn(new_tokens) for worker in workers]
         repeats = max(
-            request.repeats or repeats_for(once, request.workload.repeats)
+            request.repeats or repeats_for(once, request.workload, request.samples)
             for request, once in zip(requests, once_s, strict=True)
         )
         interruptible = all(request.through == "session" for request in requests)

@@ -13,10 +13,14 @@ from itertools import pairwise
 import numpy as np
 
 from prune_export.benchmark.session import Pipeline, Session, Tokens
-from prune_export.target import Workload
+from prune_export.target import Statistic, Workload
 
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
+# And for so many samples beyond a percentile, unless that takes too long: a p90 of 93 tokens scattered from round to
+# round by 4.5%, of 372 by 2.4%, and loading two models took as long as 250 tokens of each (docs/devices.md).
+_SAMPLES_BEYOND = 36
+_ENOUGH_S = 8.0
 _MAX_REPEATS = 100
 # What disturbs a shared machine lasts a tenth of a second or more, so those that are compared change places after this
 # time: on two virtual cores ratios scatter a half to an eighth as much as after turns of a second (docs/devices.md).
@@ -62,15 +66,20 @@ def generate(session: Session | Pipeline, prompt: Tokens, new_tokens: int) -> li
 
 
 def time_session(
-    session: Session | Pipeline, workload: Workload, *, repeats: int | None, turn: Turn | None = None
+    session: Session | Pipeline,
+    workload: Workload,
+    *,
+    repeats: int | None,
+    samples: int = 0,
+    turn: Turn | None = None,
 ) -> Samples:
     """Warm-up, then timed repeats.
 
     Args:
         session: loaded.
         workload: what to run; its `repeats` is the least number of repeats.
-        repeats: exact number of repeats, or None to choose one that times about 1.5 s; where `turn` gives turns it
-            decides.
+        repeats: exact number of repeats, or None for `repeats_for`; where `turn` gives turns it decides.
+        samples: of later tokens, as in `repeats_for`.
         turn: where others are timed in between: waits until it is this session's turn; the first one is a warm-up
             beside the others, the second one alone, of whole repeats; in the others no token is lost.
     """
@@ -81,7 +90,7 @@ def time_session(
         generate(session, prompt, workload.new_tokens)
     with no_collection():
         found = [generate(session, prompt, workload.new_tokens)]
-        further = (repeats or repeats_for(found[0][-1] - found[0][0], workload.repeats)) - 1
+        further = (repeats or repeats_for(found[0][-1] - found[0][0], workload, samples)) - 1
         found += [generate(session, prompt, workload.new_tokens) for _ in range(further)]
     return _samples(found)
 
@@ -205,9 +214,29 @@ def _samples(repeats: Iterable[Sequence[float]]) -> Samples:
     return Samples(tuple(ttft), tuple(itl))
 
 
-def repeats_for(once_s: float, least: int) -> int:
-    """How often to repeat what takes `once_s`, so that a process times about 1.5 s: at least `least`, at most 100."""
-    return max(least, min(_MAX_REPEATS, math.ceil(_MIN_TIMED_S / max(once_s, 1e-9))))
+def repeats_for(once_s: float, workload: Workload, samples: int) -> int:
+    """How often a process repeats a workload: for so many samples, but no shorter than 1.5 s and no longer than 8 s;
+    at least the workload's own `repeats`, at most 100.
+
+    Args:
+        once_s: how long it takes.
+        workload: that is repeated.
+        samples: of later tokens; a repeat has one less than new tokens.
+    """
+    wanted_s = min(max(samples / (workload.new_tokens - 1) * once_s, _MIN_TIMED_S), _ENOUGH_S)
+    return max(workload.repeats, min(_MAX_REPEATS, math.ceil(wanted_s / max(once_s, 1e-9) - 1e-9)))
+
+
+def samples_for(metric: str, statistic: Statistic, workload: Workload) -> int:
+    """How many samples of later tokens a process needs for a percentile of a metric: 36 of the metric beyond it.
+
+    Args:
+        metric: "tpot", which every later token is a sample of, or another, which has one a repeat.
+        statistic: p50, p90 or p99.
+        workload: that is repeated.
+    """
+    wanted = math.ceil(_SAMPLES_BEYOND / (1 - int(statistic[1:]) / 100) - 1e-9)
+    return wanted if metric == "tpot" else wanted * (workload.new_tokens - 1)
 
 
 @contextmanager

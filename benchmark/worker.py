@@ -35,6 +35,7 @@ class Request:
         workload: what to run.
         mode: "time", or "memory" for an untimed run.
         repeats: exact number of timed repeats, or None to choose; who gives turns decides instead.
+        samples: of later tokens to choose for (`timing.repeats_for`).
         through: the runtime itself, or its GenAI pipeline.
     """
 
@@ -45,6 +46,7 @@ class Request:
     workload: Workload
     mode: Literal["time", "memory"]
     repeats: int | None = None
+    samples: int = 0
     through: Through = "session"
 
 
@@ -110,7 +112,9 @@ def _time(request: Request, parent: Parent) -> Reply:
     affinity = pin(request.threads, request.device)
     session = _session(request)
     session.load()
-    samples = time_session(session, request.workload, repeats=request.repeats, turn=parent.wait)
+    samples = time_session(
+        session, request.workload, repeats=request.repeats, samples=request.samples, turn=parent.wait
+    )
     return Reply(
         load_s=session.load_s,
         ttft_s=samples.ttft_s,

@@ -12,8 +12,8 @@ from prune_export.manifest import Candidate, Manifest
 def figure_of(manifest: Manifest, item: Candidate) -> float | None:
     """A candidate's figure in the unit of the plot: seconds, or bytes for a memory target; None if unknown.
 
-    Of a measured speed-up the delivered model and the dense one that it is compared with have their figures of the
-    deciding round, as the claim does.
+    Of a measured speed-up the delivered model and the dense one that it is compared with have their paired figures, as
+    the claim does.
     """
     target = manifest.target
     if target.metric == "memory":

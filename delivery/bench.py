@@ -7,18 +7,20 @@ from dataclasses import replace
 
 from prune_export.benchmark.compare import drift_warning
 from prune_export.benchmark.measure import Subject, measure_together, standing_together
+from prune_export.benchmark.timing import samples_for
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
 from prune_export.delivery.summary import timed_metric
 from prune_export.delivery.verdict import Verdict, figure_of, rounds_error
 from prune_export.delivery.verdict import judged as judgement
 from prune_export.manifest import Measurement
+from prune_export.target import LATENCIES, Target, Workload
 
-ROUNDS = 3
-# While the standard error of a compared pair's median round is larger, others follow: the correction aims 1.5% below
+ROUNDS = 4  # as many loaded the one way as the other
+# While the standard error of what a compared pair's rounds say is larger, others follow: the correction aims 1.5% below
 # the limit, and as far below the closing measurement must find it again.
 LARGEST_ERROR = 0.01
-MOST_ROUNDS = 9
+MOST_ROUNDS = 10
 _SMALL_BYTES = 256 << 20  # weights of artifacts that may stand in memory together whatever the model is
 
 
@@ -58,6 +60,7 @@ def measured(
             settled=(lambda found: _error(job, found) <= LARGEST_ERROR) if judged else None,
             most_rounds=MOST_ROUNDS if judged else rounds,
             together_bytes=together,
+            samples=max(samples_wanted(target, job.workload) for target in (job.request.target, *job.request.further)),
         )
     if judged and (error := _error(job, results)) > LARGEST_ERROR:
         job.progress.note(
@@ -70,6 +73,13 @@ def measured(
     if warning := drift_warning(results[0], timed_metric(job.request.target)):
         job.progress.note(f"note: {warning}")
     return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
+
+
+def samples_wanted(target: Target, workload: Workload) -> int:
+    """How many samples of later tokens a process should leave for a target; few for one that is not of latency."""
+    if target.metric not in LATENCIES:
+        return samples_for("tpot", "p50", workload)
+    return samples_for(target.metric, target.statistic, workload)
 
 
 def figure(job: Job, variant: Variant) -> float:

@@ -16,7 +16,7 @@ from prune_export.profiles.device import DeviceProfile
 from prune_export.profiles.latency import LatencyTable, TableRecord
 from prune_export.progress import Progress
 from prune_export.shape import ModelShape
-from prune_export.target import Workload
+from prune_export.target import LATENCIES, Workload
 
 _FORMATS = {row.name: row.format for row in RUNTIMES}
 _MEASURE = "prune-export profile measure"
@@ -88,7 +88,7 @@ def _read_off_a_table(request: Request, shape: ModelShape, *, measured: bool) ->
     if shape.mixer is not None:
         return set()
     targets = (request.target, *request.further)
-    return {timed_metric(item) for item in targets if not measured or item.metric in ("tpot", "ttft", "total")}
+    return {timed_metric(item) for item in targets if not measured or item.metric in LATENCIES}
 
 
 def _check_runtime(record: TableRecord, profile: DeviceProfile, format: str) -> None:

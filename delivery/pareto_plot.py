@@ -26,7 +26,7 @@ def pareto(manifest: Manifest) -> Picture | None:
     """Latency (or memory, where that is the target) against perplexity: candidates, rounds and the predicted front.
 
     A speed-up is judged round by round against the dense model beside it, so the rounds of its loop are drawn at their
-    share of their own limit, and the delivered model and its dense one where the deciding round has them.
+    share of their own limit, and the delivered model and its dense one where the paired rounds have them.
     """
     placed = [(item, figure_of(manifest, item)) for item in manifest.candidates]
     known = [(item, value) for item, value in placed if value is not None]

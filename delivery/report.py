@@ -107,7 +107,7 @@ def _pareto_caption(manifest: Manifest) -> str:
     if manifest.rounds and manifest.target.speedup is not None:
         text += (
             " Each round of the closed loop is drawn at its share of its own limit, which follows the dense model; the "
-            "delivered model and its dense one where the deciding round has them."
+            "delivered model and its dense one where the paired rounds have them."
         )
     if predicted_front(manifest):
         text += (

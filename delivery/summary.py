@@ -9,7 +9,7 @@ from pathlib import Path
 from prune_export.benchmark.compare import paired_ratio
 from prune_export.evaluate import provenance
 from prune_export.manifest import REPORT_FILE, Candidate, FurtherTarget, Manifest
-from prune_export.target import Target
+from prune_export.target import LATENCIES, Target
 from prune_export.units import format_bytes, format_duration
 
 LOUD_LOSS = 0.5  # a rise of perplexity above this share is shouted about
@@ -114,14 +114,14 @@ def sparsity_lines(manifest: Manifest) -> list[str]:
 
 
 def _paired(manifest: Manifest, what: str, *, met: bool) -> str:
-    """What a measured speed-up's figure and limit are: those of the deciding turn."""
+    """What a measured speed-up's figure and limit are, and what the rounds said."""
     factor, speedups = manifest.target.speedup, manifest.speedups
     assert factor is not None
     dense = manifest.limit * factor
     reached = dense / manifest.figure
     relation = ">=" if met else "<"
     return (
-        f"\n{reached:.{_places(reached, factor)}f}x {relation} {factor:g}x, the median of {len(speedups)} paired "
+        f"\n{reached:.{_places(reached, factor)}f}x {relation} {factor:g}x by {len(speedups)} paired "
         f"rounds ({min(speedups):.2f}x to {max(speedups):.2f}x): {what} {format_duration(manifest.figure)} against "
         f"{format_duration(dense)} of dense {manifest.precision} beside it"
     )
@@ -134,7 +134,7 @@ def _places(value: float, limit: float) -> int:
 
 def timed_metric(target: Target) -> str:
     """The latency that tables and plots show for a target: its own, or tpot for memory and ratio targets."""
-    return target.metric if target.metric in ("tpot", "ttft", "total") else "tpot"
+    return target.metric if target.metric in LATENCIES else "tpot"
 
 
 def speed(candidate: Candidate, metric: str, statistic: str) -> float | None:
@@ -168,7 +168,7 @@ def _against_dense(manifest: Manifest) -> str:
 
 
 def _factor(dense: Candidate, delivered: Candidate, metric: str, statistic: str) -> float | None:
-    """How many times faster the delivered one is: the median of the rounds that ran in turns, else by prediction."""
+    """How many times faster the delivered one is: by the rounds that ran in turns, else by prediction."""
     one, other = dense.measurement, delivered.measurement
     if one is not None and other is not None and len(one.load_s) == len(other.load_s):
         return paired_ratio(one, other, metric, statistic).ratio

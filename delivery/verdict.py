@@ -2,7 +2,7 @@
 
 An absolute limit is compared with the variant's own percentile over all of its samples.  A speed-up is a ratio, and the
 machine drifts and has bursts: variant and baseline are compared turn by turn, a fraction of a second each; the median
-turn speaks for its round (a pair of processes), and the median round decides.  A burst of either changes nothing.
+turn speaks for its round (a pair of processes), and `PairedRatio` says what the rounds say together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prune_export.benchmark.compare import PairedRatio, paired_figures, paired_ratio, per_round
-from prune_export.manifest import Measurement
+from prune_export.manifest import Measurement, percentile
 from prune_export.target import Target
 
 
@@ -19,8 +19,9 @@ class Verdict:
     """A figure and the limit that it is compared with, in the target metric's unit.
 
     Attributes:
-        figure: of the variant: over all samples, or for a speed-up in the deciding turn of the deciding round.
-        limit: the target's, or for a speed-up the baseline's figure in the same turn divided by the factor.
+        figure: of the variant: over all samples, or for a speed-up the median of its rounds' deciding turns.
+        limit: the target's, or for a speed-up what the baseline takes beside such a figure, by the ratio of all rounds,
+            divided by the factor.
         speedups: for a speed-up: baseline / variant of each round.
     """
 
@@ -51,15 +52,13 @@ def judged(target: Target, *, baseline: Measurement, variant: Measurement) -> Ve
         assert target.limit is not None
         return Verdict(figure_of(target, variant), target.limit)
     pairs = paired_figures(baseline, variant, target.metric, target.statistic)
-    ratios = tuple(base / figure for base, figure in pairs)
-    # Of an even number of rounds the slower one of the two in the middle: never better than the median.
-    deciding = sorted(range(len(ratios)), key=lambda index: ratios[index])[(len(ratios) - 1) // 2]
-    base, figure = pairs[deciding]
-    return Verdict(figure, base / target.speedup, ratios)
+    found = PairedRatio(tuple(base / figure for base, figure in pairs))
+    figure = percentile(tuple(figure for _, figure in pairs), 50)
+    return Verdict(figure, figure * found.ratio / target.speedup, found.per_round)
 
 
 def rounds_error(target: Target, *, baseline: Measurement, variant: Measurement) -> float:
-    """Standard error of what `judged` decides by, relative to it: of the median over the rounds.
+    """Standard error of what `judged` decides by, relative to it; of figures over all samples that of their rounds.
 
     Zero for memory, which is sampled once.
     """

@@ -172,7 +172,8 @@ def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
     bursts = ((0, 0),) if disturbed == "dense" else ((0, 0), (1, 2))
 
     def bursting(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
-        measured = fake_measure_together(subjects, **settings)
+        # As many as follow where four disagree.
+        measured = fake_measure_together(subjects, **settings | {"rounds": 8})
         for index, turn in bursts:
             if len(measured) > 1:
                 measured[index] = slowed(measured[index], turn=turn, factor=1.8)
@@ -183,8 +184,8 @@ def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
     assert manifest.plan_digest == undisturbed.plan_digest
     assert manifest.figure == pytest.approx(undisturbed.figure)
     assert manifest.limit == pytest.approx(undisturbed.limit)
-    assert sum(factor >= 1.2 for factor in manifest.speedups) >= 2
-    assert len(manifest.speedups) == 3
+    assert sum(factor >= 1.2 for factor in manifest.speedups) >= 6
+    assert len(manifest.speedups) == 8
 
 
 def slowed(measurement: Measurement, *, turn: int, factor: float) -> Measurement:
@@ -212,7 +213,7 @@ def test_the_artifact_is_complete_and_verifies(request_: Request) -> None:
     _check_card(directory, delivery.manifest)
     text = render(delivery, quiet=False)
     assert "met: measured tpot p90" in text
-    assert "x >= 1.2x, the median of 3 paired rounds (" in text
+    assert "x >= 1.2x by 4 paired rounds (" in text
     assert "<- delivered" in text
     assert "LLMPipeline" in text
     write_report(directory)

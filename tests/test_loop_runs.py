@@ -90,6 +90,6 @@ def test_limits_are_shares_of_the_dense_figure_that_is_measured_once(
     monkeypatch.undo()  # the real `targets`
     request = Request(model="reference", device="host", target=Target("ttft", None, speedup=1.1))
     assert script.targets(request, tmp_path, tmp_path, [1.2], []) == [Target("ttft", None, speedup=1.2)]
-    (tmp_path / "dense-ttft.figure").write_text("0.5")
+    (tmp_path / "dense-ttft-p90.figure").write_text("0.5")
     found = script.targets(request, tmp_path, tmp_path, [], [0.5, 0.8])
     assert found == [Target("ttft", 0.25), Target("ttft", 0.4)]

@@ -6,7 +6,7 @@
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
-and that measurement's noise: for a speed-up two standard errors of its median round, for a limit how far the
+and that measurement's noise: for a speed-up two standard errors of its rounds, for a limit how far the
 dense model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was
 refused.
 A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
@@ -31,6 +31,7 @@ from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import per_round
 from prune_export.benchmark.measure import Subject, measure_together
 from prune_export.deliver import deliver
+from prune_export.delivery.bench import samples_wanted
 from prune_export.delivery.request import PRECISIONS, Request, SearchSettings
 from prune_export.delivery.verdict import figure_of, judged, rounds_error
 from prune_export.errors import InfeasibleError
@@ -40,12 +41,12 @@ from prune_export.profiles.host import host_fingerprint
 from prune_export.profiles.load import load_profile
 from prune_export.progress import Progress
 from prune_export.records import from_json, to_json
-from prune_export.target import Metric, Target, parse_workload
+from prune_export.target import Metric, Statistic, Target, parse_workload
 from prune_export.units import format_bytes, format_duration
 
 SPEEDUPS = (1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6)
 SHARES = (0.9, 0.75, 0.6)  # absolute limits, as shares of the fastest dense precision's figure
-ROUNDS = 5
+ROUNDS = 6  # as many loaded the one way as the other
 RECORD = ".run.json"  # how a record's name ends; the artifacts beside it are full of other JSON files
 HEAD = (
     "| target | limit | claimed | undershoot | measured again | its limit | over by | noise | minutes |\n"
@@ -65,7 +66,7 @@ class Run:
         pruned: the delivered model is not a dense one.
         limit, claimed: the loop's own; bytes for a target of memory.
         later, later_limit: the same of the later measurement.
-        noise: of the later measurement: for a speed-up two standard errors of its median round, for a limit
+        noise: of the later measurement: for a speed-up two standard errors of its rounds, for a limit
             (largest - smallest) / smallest of the dense model's figure over its processes; 0 for memory.
         date, machine: when and where; the processor and its cores.
     """
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--metric", default="tpot", choices=get_args(Metric)[:-1], help="that is limited (default tpot)"
     )
+    parser.add_argument("--statistic", default="p90", choices=get_args(Statistic), help="of it (default p90)")
     parser.add_argument("--speedups", default=_listed(SPEEDUPS), help=f"default {_listed(SPEEDUPS)}")
     parser.add_argument("--shares", default=_listed(SHARES), help="limits against the fastest dense precision's figure")
     parser.add_argument("--workload", default="prompt=512,new=128,batch=1")
@@ -140,7 +142,7 @@ def main() -> None:
         base = Request(
             model=model,
             device=arguments.device,
-            target=Target(metric, None, speedup=SPEEDUPS[0]),
+            target=Target(metric, None, arguments.statistic, speedup=SPEEDUPS[0]),
             workload=parse_workload(arguments.workload),
             precisions=precisions,
             search=SearchSettings(calibration_windows=arguments.calibration_windows),
@@ -207,7 +209,7 @@ def targets(
 ) -> list[Target]:
     """Speed-ups, and absolute limits below the fastest dense precision's figure, which is measured once."""
     aim = base.target
-    record = folder / f"dense-{aim.metric}.figure"
+    record = folder / f"dense-{aim.metric}-{aim.statistic}.figure"
     if shares and not record.is_file():
         subjects = [Subject(dense / precision, precision) for precision in base.precisions]
         context = context_length(dense / base.precisions[0] / MODEL_XML)
@@ -218,6 +220,7 @@ def targets(
             workload=workload,
             rounds=ROUNDS,
             sample_memory=aim.metric == "memory",
+            samples=samples_wanted(aim, workload),
         )
         record.write_text(json.dumps(min(figure_of(aim, item) for item in found)), encoding="utf8")
     relative = [replace(aim, speedup=factor) for factor in speedups]
@@ -260,6 +263,7 @@ def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -
         rounds=ROUNDS,
         threads=measurement.threads,
         sample_memory=target.metric == "memory",
+        samples=samples_wanted(target, measurement.workload),
     )
     found = judged(target, baseline=baseline, variant=again)
     noise = 2 * rounds_error(target, baseline=baseline, variant=again)

@@ -8,10 +8,8 @@ from prune_export import units
 from prune_export.delivery.settings import DEFAULT_SEARCH, DISTRIBUTION, ORDERS, SEARCHES, SearchSettings
 from prune_export.errors import BadInputError
 from prune_export.sparsity import METHODS
-from prune_export.target import Target, Workload, parse_workload
+from prune_export.target import LATENCIES, Target, Workload, parse_workload
 from prune_export.verbs.command import positive
-
-LATENCIES = ("tpot", "ttft", "total")
 
 
 def add_target(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

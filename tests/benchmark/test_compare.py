@@ -36,8 +36,9 @@ def test_the_ratio_is_taken_round_by_round(make_measurement: Make) -> None:
     found = paired_ratio(fast, slow, "tpot", "p50")
     assert found.per_round == pytest.approx((0.5, 0.5, 0.5))
     found = paired_ratio(fast, slow, "ttft", "p90")
-    assert (found.ratio, found.low, found.high) == pytest.approx((0.5, 3 / 6.6, 0.5))
-    assert str(found) == "0.500 (0.455 to 0.500 over 3 rounds)"
+    # Between the pairs of the second round with the first (0.5) and with the third.
+    assert (found.ratio, found.low, found.high) == pytest.approx((0.4884, 3 / 6.6, 0.5), abs=1e-4)
+    assert str(found) == "0.488 (0.455 to 0.500 over 3 rounds)"
 
 
 def test_within_a_round_the_median_turn_decides(make_measurement: Make) -> None:
@@ -55,18 +56,35 @@ def test_within_a_round_the_median_turn_decides(make_measurement: Make) -> None:
     assert paired_figures(even, replace(even, itl_s=(0.1, 0.1)), "tpot", "p50") == ((0.1, 0.1),)
 
 
-@pytest.mark.parametrize("rounds", [2, 3, 5, 9, 40])
-def test_the_standard_error_is_how_far_medians_scatter(rounds: int) -> None:
-    """Of normal ratios: 20000 draws know both to 1%.
+@pytest.mark.parametrize(("rounds", "efficiency"), [(4, 0.95), (5, 0.88), (7, 0.88), (10, 0.88), (40, 0.88)])
+def test_the_standard_error_is_how_far_ratios_scatter(rounds: int, efficiency: float) -> None:
+    """Of normal ratios, the order of loading adding as much as they scatter: 4000 draws know scatters to 1.1%, the mean
+    of the estimates to 0.8%.
 
-    The large-sample formula is 23% too high for two rounds, 2% to 13% for more: one round more rather than one less.
+    A mean of the logarithms of as many of the one as of the other order scatters by the square root of the efficiency
+    less, if the order is known; a median of all by more than the ratio does.
     """
-    draws = 1 + 0.01 * np.random.default_rng(0).standard_normal((20_000, rounds))
-    scatter = np.median(draws, axis=1).std()
-    estimates = [PairedRatio(tuple(draw)).standard_error for draw in draws[:4000].tolist()]
-    assert 1.0 < np.mean(estimates) / scatter < 1.25
-    assert PairedRatio((1.0,)).standard_error == float("inf")
-    assert PairedRatio((1.0, 1.0, 1.0, 1.0, 9.0)).standard_error == 0.0
+    draws = 1 + 0.01 * np.random.default_rng(0).standard_normal((4000, rounds))
+    draws[:, ::2] *= 1.01
+    draws[:, 1::2] /= 1.01
+    found = [PairedRatio(tuple(draw)) for draw in draws.tolist()]
+    scatter = np.std([item.ratio for item in found])
+    assert np.mean([item.ratio for item in found]) == pytest.approx(1.0, abs=0.0005)
+    assert np.mean([item.standard_error for item in found]) / scatter == pytest.approx(1.0, abs=0.08)
+    assert (0.01 / scatter) ** 2 / rounds > efficiency
+    assert np.median(draws, axis=1).std() > 1.1 * scatter
+
+
+def test_few_rounds_are_uncertain_and_a_burst_in_one_of_many_is_not() -> None:
+    assert PairedRatio((1.0,)).ratio == 1.0
+    for few in ((1.0,), (1.0, 1.0)):
+        assert PairedRatio(few).standard_error == float("inf")
+    for rounds in (4, 6):  # too few to tell a burst from what rounds do, so further ones are wanted
+        assert PairedRatio((*(1.0,) * (rounds - 1), 1.3)).standard_error > 0.05
+    for place in range(8):
+        many = [1.0] * 8
+        many[place] = 9.0
+        assert (PairedRatio(tuple(many)).ratio, PairedRatio(tuple(many)).standard_error) == (1.0, 0.0)
 
 
 def test_rounds_that_only_one_has_are_left_out(make_measurement: Make) -> None:

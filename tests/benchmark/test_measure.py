@@ -167,16 +167,16 @@ def turn_takers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats of 300 ms and 200 ms: 1.5 s are 5 and 8 of them; both repeat 8 times, 5 tokens each, two at a time."""
+    """Repeats of 300 ms and 200 ms: ten of each leave forty later tokens; 5 tokens each, two at a time."""
     turn_takers(monkeypatch, tmp_path)
     work = replace(WORKLOAD, repeats=2)
     slow, fast = (
-        replace(request_for(tmp_path / name), workload=replace(work, prompt_tokens=once))
+        replace(request_for(tmp_path / name), workload=replace(work, prompt_tokens=once), samples=40)
         for name, once in (("slow", 300), ("fast", 200))
     )
     shares: list[float] = []
     replies = run_in_turns([slow, fast], shares.append)
-    assert [(reply.ttft_s, reply.turns) for reply in replies] == [((0.3,) * 8, 6), ((0.2,) * 8, 6)]
+    assert [(reply.ttft_s, reply.turns) for reply in replies] == [((0.3,) * 10, 6), ((0.2,) * 10, 6)]
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[:2] == ["slow load", "fast load"]
     # Side by side, so that neither is favoured.
@@ -191,8 +191,8 @@ def test_processes_take_turns_there_and_back(tmp_path: Path, monkeypatch: pytest
         *("slow 2", "fast 2"),
         *("fast 2", "slow 2"),
     ]
-    assert lines[8:] == there_and_back * 4
-    assert shares == [count / 8 for count in range(8)]
+    assert lines[8:] == there_and_back * 5
+    assert shares == [count / 10 for count in range(10)]
     again = run_in_turns([replace(slow, repeats=2), replace(fast, repeats=3)], lambda _: None)
     assert [(len(reply.ttft_s), reply.turns) for reply in again] == [(3, 3), (3, 3)]
     fewer = run_in_turns([replace(slow, repeats=6)] * 2, lambda _: None, 2)

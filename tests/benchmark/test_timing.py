@@ -129,14 +129,31 @@ def test_without_a_turn_a_session_is_timed_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("once_s", "least", "repeats"), [(0.01, 3, 100), (0.5, 1, 3), (0.4, 1, 4), (10.0, 3, 3), (0.02, 200, 200)]
+    ("once_s", "new_tokens", "least", "samples", "repeats"),
+    [
+        (0.01, 128, 3, 0, 100),  # 1.5 s, but no more than 100
+        (0.5, 128, 1, 360, 3),  # 1.5 s
+        (0.4, 128, 1, 360, 4),
+        (0.65, 31, 3, 360, 12),  # 7.8 s
+        (0.65, 31, 3, 72, 3),
+        (0.7, 10, 3, 360, 12),  # would take 28 s: 8 s
+        (10.0, 64, 3, 360, 3),  # what the workload asks for
+        (0.02, 8, 200, 360, 200),
+    ],
 )
-def test_short_requests_are_repeated_until_a_process_times_long_enough(once_s: float, least: int, repeats: int) -> None:
-    # 1.5 s by default, at most 100 repeats, at least what the workload asks for.
-    assert timing.repeats_for(once_s, least) == repeats
+def test_requests_are_repeated_until_a_process_has_samples_enough(
+    once_s: float, new_tokens: int, least: int, samples: int, repeats: int
+) -> None:
+    assert timing.repeats_for(once_s, Workload(1, 4, new_tokens, repeats=least), samples) == repeats
+
+
+def test_a_percentile_wants_thirty_six_samples_beyond_it() -> None:
+    workload = Workload(1, 4, 11)
+    assert [timing.samples_for("tpot", statistic, workload) for statistic in ("p50", "p90", "p99")] == [72, 360, 3600]
+    assert timing.samples_for("ttft", "p50", workload) == 72 * 10
 
 
 def test_without_a_number_of_repeats_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "repeats_for", lambda once_s, least: least + 2)
+    monkeypatch.setattr(timing, "repeats_for", lambda once_s, workload, samples: workload.repeats + 2)
     samples = time_session(Counter(), Workload(1, 4, 3, warmup=0, repeats=5), repeats=None)
     assert len(samples.ttft_s) == 7

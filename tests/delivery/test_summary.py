@@ -49,7 +49,7 @@ def test_a_speed_up_is_not_called_missed_for_another_target() -> None:
     missed = FurtherTarget(MEMORY, float(2 << 20), float(3 << 20))
     first, second, third = claim(replace(manifest(), met=False, further=(missed,))).splitlines()[:3]
     assert first == "met: measured tpot p90 750 us <= 800 us"
-    assert second.startswith("1.33x >= 1.25x, the median of 3 paired rounds")
+    assert second.startswith("1.33x >= 1.25x by 3 paired rounds")
     assert third == "not met: measured memory 3.00 MiB > 2.00 MiB"
 
 
