@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prune_export.benchmark.properties import WEIGHT_BYTES, cache_bytes
+from prune_export.benchmark.runtimes import find_model
 from prune_export.delivery.latency import latency_table, tail
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.state import RunState
@@ -67,4 +68,5 @@ class Cost:
         measurement = self._variant.measurement
         assert measurement is not None, "memory targets are for a measured host"
         removed = self._job.shape.parameters() - shape.parameters()
-        return measurement.peak_rss_bytes - removed * WEIGHT_BYTES[self._variant.precision]
+        copies = find_model(self._variant.directory).runtime.weight_copies
+        return measurement.peak_rss_bytes - copies * removed * WEIGHT_BYTES[self._variant.precision]

@@ -218,12 +218,13 @@ def _against(target: Target, outcome: Outcome) -> str:
 
 def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: int) -> KnownTrial:
     variant = workshop.built(proposal).variants[workshop.precision]
+    metrics = {target.metric for target in (workshop.target, *workshop.job.request.further)}
     base, candidate = measured(
         workshop.job,
         [workshop.baseline, variant],
         title=f"round {number}: measuring against dense {workshop.precision}",
-        rounds=ROUNDS,
-        sample_memory="memory" in {target.metric for target in (workshop.target, *workshop.job.request.further)},
+        rounds=1 if metrics == {"memory"} else ROUNDS,  # memory is sampled once, in a process of its own
+        sample_memory="memory" in metrics,
         judged=True,
     )
     found = verdict(workshop.job, base, candidate)

@@ -13,11 +13,11 @@ import pytest
 from prune_export.delivery import bench
 from prune_export.delivery.request import Variant
 from prune_export.manifest import Measurement
-from prune_export.target import Target
+from prune_export.target import Target, Workload
 
 Make = Callable[..., Measurement]
-# Quartiles of five values 1.6% apart: 0.016 / 0.98 standard deviations, sqrt(pi / 10) of them, 0.9%; and 2.2%, 1.2%.
-CERTAIN, UNCERTAIN = (1.0, 1.0, 1.008, 1.016, 1.016), (1.0, 1.0, 1.011, 1.022, 1.022)
+# Standard errors of 0.8% and 1.2%.
+CERTAIN, UNCERTAIN = (1.0, 1.0, 1.013, 1.026, 1.026), (1.0, 1.0, 1.02, 1.04, 1.04)
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def job() -> Any:
         progress=SimpleNamespace(phase=lambda _: nullcontext(), note=notes.append),
         memory=SimpleNamespace(paused=nullcontext, add=lambda _: None),
         profile=SimpleNamespace(device="CPU"),
-        workload=None,
+        workload=Workload(1, 4, 11),
         threads=1,
-        request=SimpleNamespace(target=Target("tpot", None, "p50", speedup=1.2)),
+        request=SimpleNamespace(target=Target("tpot", None, "p50", speedup=1.2), further=()),
         notes=notes,
     )
 
@@ -58,10 +58,10 @@ def variants() -> list[Variant]:
     return [Variant(name, "int8", Path(name), None, 10.0) for name in ("dense", "pruned")]  # type: ignore[arg-type]
 
 
-def test_rounds_go_on_until_their_median_is_certain(job: Any, asked: dict[str, Any], make_measurement: Make) -> None:
+def test_rounds_go_on_until_what_they_say_is_certain(job: Any, asked: dict[str, Any], make_measurement: Make) -> None:
     asked["rounds_s"] = CERTAIN
     bench.measured(job, variants(), title="", judged=True)
-    assert (asked["rounds"], asked["most_rounds"]) == (3, 9)
+    assert (asked["rounds"], asked["most_rounds"], asked["samples"]) == (4, 10, 72)
     for rounds_s, enough in ((CERTAIN, True), (UNCERTAIN, False)):
         found = [of_rounds(make_measurement, (1.0,) * 5), of_rounds(make_measurement, rounds_s)]
         assert asked["settled"](found) == enough
@@ -78,5 +78,15 @@ def test_the_user_is_told_how_uncertain_a_busy_machine_is(job: Any, asked: dict[
     job.notes.clear()
     bench.measured(job, variants(), title="")
     assert asked["settled"] is None
-    assert asked["most_rounds"] == 3
+    assert asked["most_rounds"] == 4
     assert job.notes == []
+
+
+def test_a_process_leaves_as_many_samples_as_the_target_that_wants_the_most(job: Any, asked: dict[str, Any]) -> None:
+    asked["rounds_s"] = CERTAIN
+    job.request.further = (Target("memory", 1.0), Target("ttft", 1.0, "p90"))
+    bench.measured(job, variants(), title="")
+    assert asked["samples"] == 360 * 10
+    job.request.further, job.request.target = (), Target("memory", 1.0, "p99")
+    bench.measured(job, variants(), title="")
+    assert asked["samples"] == 72

@@ -46,3 +46,17 @@ def test_plans_cost_what_the_target_limits(
     assert found.predict(DENSE) == pytest.approx(dense)
     assert found.predict(DENSE.with_layers((layer, LayerShape(0, 0, 100)))) == pytest.approx(without_attention)
     assert found.predict(DENSE.with_layers((layer, LayerShape(4, 2, 0)))) == pytest.approx(without_mlp)
+
+
+def test_memory_falls_by_as_many_copies_of_the_weights_as_the_runtime_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(runtime=SimpleNamespace(weight_copies=2.0))
+    monkeypatch.setattr(cost, "find_model", lambda directory: found)
+    job: Any = SimpleNamespace(request=SimpleNamespace(target=Target("memory", 1.0)), shape=DENSE)
+    variant: Any = SimpleNamespace(
+        precision="fp32", directory="", measurement=SimpleNamespace(peak_rss_bytes=10_000_000)
+    )
+    smaller = DENSE.with_layers((DENSE.layers[0], LayerShape(4, 2, 0)))
+    removed = DENSE.parameters() - smaller.parameters()
+    assert removed == 3 * 64 * 100 + 64  # gate, up, down, and the norm before them
+    assert Cost(job, variant, None).predict(DENSE) == 10_000_000
+    assert Cost(job, variant, None).predict(smaller) == 10_000_000 - 2 * 4 * removed
