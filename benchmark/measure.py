@@ -130,8 +130,7 @@ def measure_together(
         if turn == rounds:
             groups = [pair for group in groups if (pair := [index for index in group if index < _JUDGED])]
         total += sum(map(len, groups)) if turn >= rounds else 0
-        # Every other round the other way round: of two with the same model the one loaded first is up to 2% slower.
-        for group in groups if turn % 2 == 0 else [group[::-1] for group in groups[::-1]]:
+        for group in groups if turn % 2 == 0 else [_other_way(group) for group in groups[::-1]]:
 
             def tell(share: float, group: Sequence[int] = group, done: int = done, total: int = total) -> None:
                 _tell(progress, done + share * len(group), total, requests[group[0]])
@@ -151,6 +150,12 @@ def measure_together(
         done += 1
         _tell(progress, done, total, requests[index])
     return _measurements(requests, replies, profile, memory)
+
+
+def _other_way(group: list[int]) -> list[int]:
+    """What is loaded first is slower for it (docs/devices.md): of the two that are judged, each as often."""
+    judged = [index for index in group if index < _JUDGED]
+    return judged[::-1] + group[len(judged) :][::-1]
 
 
 def check_measurable(subjects: Sequence[Subject], profile: DeviceProfile, workload: Workload, threads: int) -> None:

@@ -114,7 +114,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="host", help="profile name or TOML file (default host)")
     parser.add_argument("--workload", metavar="prompt=512,new=128,batch=1")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the manifest's")
-    parser.add_argument("--processes", type=int, default=3, help="fresh processes (default 3)")
+    parser.add_argument("--processes", type=int, default=4, help="fresh processes (default 4)")
     parser.add_argument("--batches", metavar="4,16", help="further batch sizes, for a table of the throughput")
     parser.add_argument(
         "--through",

@@ -120,6 +120,10 @@ def test_artifacts_that_fit_together_take_turns(tiny_ir: Path, monkeypatch: pyte
         (2.0, 2.0, 3.0, 3.0),
     ]
     assert [item.turns for item in found] == [3, 3, 1]
+    asked.clear()
+    measure_together(subjects, together_bytes=3 * size, **settings)
+    orders = [[precision for precision, _ in group] for group in asked]
+    assert orders == [["fp32", "int8", "int4"], ["int8", "fp32", "int4"]]  # of the first two each is first once
 
 
 def test_on_other_devices_than_a_cpu_each_stands_alone(tiny_ir: Path) -> None:
