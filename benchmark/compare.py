@@ -32,7 +32,7 @@ class PairedRatio:
 
         The estimate of a shift between two samples by Hodges and Lehmann (1963, Ann. Math. Statist. 34:598), on
         logarithms: the order cancels in each pair, a burst in one of six rounds or more moves little, and of normal
-        ratios it needs 1.05 times the rounds that a mean needs (a median 1.5 times, if the order plays no part).
+        ratios it needs 1.0 to 1.1 times the rounds that a mean needs (a median 1.5 times, if the order plays no part).
         """
         return percentile(self._crossed(), 50)
 

@@ -80,8 +80,8 @@ class Runtime:
         open_pipeline: makes its GenAI pipeline, or None where there is none.
         pipeline_package: of the pipeline.
         pipeline_batch: most sequences that the pipeline streams at once; 0 for any number.
-        weight_copies: how often peak memory holds a byte of the weights (docs/measurements.md): what a search for a
-            limit of memory begins with, and trials correct.
+        memory_per_byte: bytes of peak memory that go with each byte of weights removed (docs/measurements.md): what a
+            search for a limit of memory begins with, and trials correct.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Runtime:
     open_pipeline: OpenPipeline | None = None
     pipeline_package: str = ""
     pipeline_batch: int = 0
-    weight_copies: float = 1.0
+    memory_per_byte: float = 1.0
 
 
 def _openvino(directory: Path, *, precision: str, threads: int, device: str, last_token_only: bool) -> OpenedSession:
@@ -155,7 +155,7 @@ RUNTIMES: tuple[Runtime, ...] = (
         _openvino_genai,
         "openvino-genai",
         pipeline_batch=1,
-        weight_copies=2.0,
+        memory_per_byte=2.3,
     ),
     Runtime(
         "onnxruntime",

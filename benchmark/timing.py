@@ -18,7 +18,7 @@ from prune_export.target import Statistic, Workload
 # A process times at least this long, so that a model of half a millisecond a token still gives many samples.
 _MIN_TIMED_S = 1.5
 # And for so many samples beyond a percentile, unless that takes too long: a p90 of 93 tokens scattered from round to
-# round by 4.5%, of 372 by 2.4%, and loading two models took as long as 250 tokens of each (docs/devices.md).
+# round by 4.6%, of 372 by 2.4%, and the rounds took 13 s and 33 s, 6 s of either without timing (docs/devices.md).
 _SAMPLES_BEYOND = 36
 _ENOUGH_S = 8.0
 _MAX_REPEATS = 100

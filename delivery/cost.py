@@ -68,5 +68,5 @@ class Cost:
         measurement = self._variant.measurement
         assert measurement is not None, "memory targets are for a measured host"
         removed = self._job.shape.parameters() - shape.parameters()
-        copies = find_model(self._variant.directory).runtime.weight_copies
-        return measurement.peak_rss_bytes - copies * removed * WEIGHT_BYTES[self._variant.precision]
+        each = find_model(self._variant.directory).runtime.memory_per_byte
+        return measurement.peak_rss_bytes - each * removed * WEIGHT_BYTES[self._variant.precision]

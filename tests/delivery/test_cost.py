@@ -48,8 +48,8 @@ def test_plans_cost_what_the_target_limits(
     assert found.predict(DENSE.with_layers((layer, LayerShape(4, 2, 0)))) == pytest.approx(without_mlp)
 
 
-def test_memory_falls_by_as_many_copies_of_the_weights_as_the_runtime_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = SimpleNamespace(runtime=SimpleNamespace(weight_copies=2.0))
+def test_memory_falls_by_what_the_runtime_holds_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(runtime=SimpleNamespace(memory_per_byte=2.0))
     monkeypatch.setattr(cost, "find_model", lambda directory: found)
     job: Any = SimpleNamespace(request=SimpleNamespace(target=Target("memory", 1.0)), shape=DENSE)
     variant: Any = SimpleNamespace(
