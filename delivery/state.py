@@ -24,13 +24,14 @@ from prune_export.records import digest, from_json, to_json
 class KnownTrial:
     """A plan that was built and measured: figures in the target metric's unit, `base` of the dense model beside it.
 
-    `error` is the relative standard error of what was measured.
+    `pace` is the dense model's latency beside it in seconds, `error` the relative standard error of what was measured.
     """
 
     measured: float
     limit: float
     base: float
     perplexity: float
+    pace: float
     error: float = 0.0
 
 

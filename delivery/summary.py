@@ -89,7 +89,23 @@ def _sentence(manifest: Manifest, item: FurtherTarget) -> str:
         what = f"{item.target.metric} {predicted_statistic(manifest, item.target)} {show(item.figure)}"
         return f"predicted, not measured: {what} {'would meet' if item.met else 'would miss'} {show(item.limit)}"
     what = f"{_what(item.target)} {show(item.figure)}"
-    return f"{'met' if item.met else 'not met'}: measured {what} {'<=' if item.met else '>'} {show(item.limit)}"
+    text = f"{'met' if item.met else 'not met'}: measured {what} {'<=' if item.met else '>'} {show(item.limit)}"
+    return text + _faster_then(manifest, item)
+
+
+def _faster_then(manifest: Manifest, item: FurtherTarget) -> str:
+    """That a limit in seconds was held against the speed of the whole run, where the closing measurement's was higher.
+
+    `delivery/pace.py` says why.
+    """
+    own = next((candidate.measurement for candidate in manifest.candidates if candidate.delivered), None)
+    if own is None or item.target.speedup is not None or item.target.metric not in LATENCIES:
+        return ""
+    found = own.percentile(item.target.metric, item.target.statistic)
+    if not item.met or format_duration(found) == format_duration(item.figure) or found > item.figure:
+        return ""
+    share = item.figure / found - 1
+    return f" at the whole run's speed ({format_duration(found)} in the last measurement, {share:.1%} faster)"
 
 
 def predicted_statistic(manifest: Manifest, target: Target) -> str:

@@ -1,6 +1,7 @@
 """Whether a measured variant meets the target.
 
-An absolute limit is compared with the variant's own percentile over all of its samples.  A speed-up is a ratio, and the
+An absolute limit is compared with the variant's own percentile over all of its samples (in the loop at the run's speed:
+`delivery/pace.py`).  A speed-up is a ratio, and the
 machine drifts and has bursts: variant and baseline are compared turn by turn, a fraction of a second each; the median
 turn speaks for its round (a pair of processes), and `PairedRatio` says what the rounds say together.
 """

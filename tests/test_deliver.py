@@ -188,6 +188,32 @@ def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
     assert len(manifest.speedups) == 8
 
 
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.slow  # tests/delivery/test_pace.py has the logic
+@pytest.mark.parametrize("speeds", [(1.0, 1.025, 1.0), (1.0, 1.0, 0.93)], ids=["slow trial", "fast closing"])
+def test_a_limit_in_seconds_does_not_follow_a_machine_that_drifts(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, speeds: tuple[float, ...]
+) -> None:
+    """The dense model, the trial and the closing measurement meet a machine of another speed each."""
+    seconds = iter(speeds)
+
+    def drifting(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
+        factor = next(seconds)
+        return [
+            replace(item, itl_s=tuple(factor * value for value in item.itl_s))
+            for item in fake_measure_together(subjects, **settings)
+        ]
+
+    still = deliver(request_).manifest
+    monkeypatch.setattr(bench, "measure_together", drifting)
+    limited = replace(request_, target=Target("tpot", still.limit), precisions=(still.precision,), force=True)
+    manifest = deliver(limited).manifest
+    assert manifest.met
+    assert len(manifest.rounds) == 1
+    assert manifest.plan_digest == still.plan_digest
+    assert manifest.figure == pytest.approx(still.figure)
+
+
 def slowed(measurement: Measurement, *, turn: int, factor: float) -> Measurement:
     """The same with every token of one round slower."""
     size = len(measurement.itl_s) // len(measurement.load_s)

@@ -6,9 +6,9 @@
 
 Every run leaves a JSON record in the output directory; started again, the script goes on after the last.  It prints
 a Markdown table: for each target the limit, what the loop claimed, what the later measurement found by the same rule,
-and that measurement's noise: for a speed-up two standard errors of its rounds, for a limit how far the
-dense model moved between its processes.  Below it a summary counts apart what a dense precision satisfied and what was
-refused.
+and the noise: for a speed-up two standard errors of the later rounds, for a limit in seconds how far the dense model
+moved between the later processes, or from the closing measurement to them.  Below it a summary counts apart what a
+dense precision satisfied and what was refused.
 A machine that does nothing else is needed.  What is tested is how the loop meets a latency, so a large model may get
 little calibration and held-out text, and a profile that `prune-export profile measure` made spares each run its table.
 """
@@ -66,8 +66,10 @@ class Run:
         pruned: the delivered model is not a dense one.
         limit, claimed: the loop's own; bytes for a target of memory.
         later, later_limit: the same of the later measurement.
-        noise: of the later measurement: for a speed-up two standard errors of its rounds, for a limit
-            (largest - smallest) / smallest of the dense model's figure over its processes; 0 for memory.
+        noise: for a speed-up two standard errors of the later rounds; for a limit in seconds (largest - smallest) /
+            smallest of the dense model's figure over the later processes, or if it is more, by how much slower the
+            dense model was than in the closing measurement; 0 for memory.
+        dense, later_dense: the dense model's figure in the closing and in the later measurement; 0 if not recorded.
         date, machine: when and where; the processor and its cores.
     """
 
@@ -81,6 +83,8 @@ class Run:
     later: float = 0.0
     later_limit: float = 0.0
     noise: float = 0.0
+    dense: float = 0.0
+    later_dense: float = 0.0
     date: str = ""
     machine: str = ""
 
@@ -237,7 +241,7 @@ def one_run(request: Request, dense: Path) -> Run:
         return Run(str(request.target), (time.monotonic() - begun) / 60, infeasible=str(error))
     minutes = (time.monotonic() - begun) / 60
     assert request.output is not None
-    later, limit, noise = measured_again(manifest, request.output, dense, request.device)
+    later, limit, noise, later_dense = measured_again(manifest, request.output, dense, request.device)
     return Run(
         target=str(request.target),
         minutes=minutes,
@@ -248,11 +252,21 @@ def one_run(request: Request, dense: Path) -> Run:
         later=later,
         later_limit=limit,
         noise=noise,
+        dense=_closing_dense(manifest),
+        later_dense=later_dense,
     )
 
 
-def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -> tuple[float, float, float]:
-    """Figure and limit by the loop's own rule, and the noise."""
+def _closing_dense(manifest: Manifest) -> float:
+    """The dense model's figure in the delivered precision, in the closing measurement."""
+    wanted = ("dense", manifest.precision)
+    beside = next(item.measurement for item in manifest.candidates if (item.name, item.precision) == wanted)
+    assert beside is not None
+    return figure_of(manifest.target, beside)
+
+
+def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -> tuple[float, float, float, float]:
+    """Figure and limit by the loop's own rule, the noise, and the dense model's figure beside it."""
     measurement = next(item.measurement for item in manifest.candidates if item.delivered)
     assert measurement is not None
     precision, target = manifest.precision, manifest.target
@@ -269,8 +283,9 @@ def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -
     noise = 2 * rounds_error(target, baseline=baseline, variant=again)
     if target.speedup is None and target.metric != "memory":
         figures = per_round(baseline, target.metric, target.statistic)
-        noise = max(figures) / min(figures) - 1
-    return found.figure, found.limit, noise
+        drift = figure_of(target, baseline) / _closing_dense(manifest) - 1
+        noise = max(max(figures) / min(figures) - 1, drift)
+    return found.figure, found.limit, noise, figure_of(target, baseline)
 
 
 def dense_artifacts(base: Request, folder: Path) -> Path:

@@ -81,10 +81,10 @@ def test_state_is_found_again_by_the_same_key_only(tmp_path: Path) -> None:
     progress = Progress(quiet=True)
     state = RunState(["a"], progress)
     state.learn(base=0.5)
-    state.learn(trial=("plan", KnownTrial(1.0, 2.0, 4.0, 3.0)))
+    state.learn(trial=("plan", KnownTrial(1.0, 2.0, 4.0, 3.0, 0.1)))
     again = RunState(["a"], progress)
     assert again.known.base == 0.5
-    assert again.known.trials == {"plan": KnownTrial(1.0, 2.0, 4.0, 3.0)}
+    assert again.known.trials == {"plan": KnownTrial(1.0, 2.0, 4.0, 3.0, 0.1)}
     assert RunState(["b"], progress).known.base is None
     again.forget()
     assert RunState(["a"], progress).known.base is None
