@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.bandwidth import read_bandwidth, usable_cache_bytes
 from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.integrity import check_listed
@@ -30,7 +30,7 @@ from prune_export.profiles import (
     TableKey,
     TableRecord,
 )
-from prune_export.profiles.host import detect_host, last_cache_bytes, match_of, mismatch
+from prune_export.profiles.host import detect_host, match_of, mismatch
 from prune_export.progress import Progress
 from prune_export.records import from_json
 from prune_export.shape import LayerShape, ModelShape
@@ -168,12 +168,13 @@ def measure_kit(
     kit = load_kit(directory)
     with report.phase("checking the kit"):
         check_listed(directory, kit.files, document=KIT_FILE)
-    for part in kit.parts:
-        if warning := cache_warning(kit.shape, part, last_cache_bytes()):
-            report.note(warning)
     profile = replace(profile, runtime=kit.runtime)
     refuse_elsewhere(profile)
     count = checked_threads(threads or profile.threads)
+    cache = usable_cache_bytes(count)
+    for part in kit.parts:
+        if warning := cache_warning(kit.shape, part, cache):
+            report.note(warning)
     bandwidth = memory_bandwidth(profile, count, report)
     tables = []
     for part in kit.parts:

@@ -8,7 +8,7 @@ from prune_export.delivery import correction
 from prune_export.delivery.bench import ROUNDS, figure, measured, standard_error, verdict
 from prune_export.delivery.correction import CONFIRMATIONS, Dense, Proposal, Trial, correct_and_confirm
 from prune_export.delivery.cost import Cost
-from prune_export.delivery.pace import Pace, at_pace, further_at_pace, steady
+from prune_export.delivery.pace import at_pace, further_at_pace, steady
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.several import as_far_off, first_missed, further, missed, most_excess
 from prune_export.delivery.single import single
@@ -158,7 +158,7 @@ class _Turns:
     """Builds and measures what the correction proposes, and keeps the rounds for the manifest.
 
     What a trial finds of a limit in seconds is stated at the run's speed (`Pace`): corrections would follow the
-    machine's drift.  A closing measurement must find it as it is and at the run's speed.
+    machine's drift.
 
     Args:
         workshop: where plans become artifacts.
@@ -169,16 +169,13 @@ class _Turns:
         self._rounds: list[Round] = []
         self._standing: dict[str, Trial[PrunePlan]] = {}  # trials that met and were not refuted since
         self._missed: set[str] = set()
-        assert workshop.baseline.measurement is not None
-        self._pace = Pace(workshop.target, tuple(item.pace for item in workshop.state.known.trials.values()))
-        self._pace.add(workshop.baseline.measurement)
 
     def attempt(self, proposal: Proposal[PrunePlan], budget: float, expected: float) -> Trial[PrunePlan]:
         """Measures a proposal beside the dense model."""
         workshop = self._workshop
         known = workshop.state.known.trials.get(proposal.key)
         if known is None:
-            known = _measured_trial(workshop, proposal, len(self._rounds) + 1, self._pace)
+            known = _measured_trial(workshop, proposal, len(self._rounds) + 1)
             workshop.state.learn(trial=(proposal.key, known))
         figures = (known.measured, known.limit, known.base, known.perplexity, known.error)
         trial = Trial(proposal, budget, expected, *figures)
@@ -194,9 +191,6 @@ class _Turns:
         workshop, key = self._workshop, trial.proposal.key
         outcome = workshop.closing(trial.proposal, tuple(self._rounds))
         base = next(item for item in outcome.variants if (item.name, item.precision) == ("dense", workshop.precision))
-        assert base.measurement is not None
-        self._pace.add(base.measurement)
-        outcome = _at_slowest(workshop.target, outcome, self._pace.now)
         reached = as_far_off(workshop.job, outcome.further, base, figure=outcome.figure, limit=outcome.limit)
         outcome = replace(outcome, figure=reached)
         if outcome.figure > outcome.limit:
@@ -226,13 +220,7 @@ def _against(target: Target, outcome: Outcome) -> str:
     return f"{show(target, outcome.figure)} > {show(target, outcome.limit)} by {over:.2%}"
 
 
-def _at_slowest(target: Target, outcome: Outcome, now: float) -> Outcome:
-    """The outcome with figures as they are or at the run's speed, whichever is larger."""
-    slow = min(now, 1.0)
-    return replace(outcome, figure=steady(target, outcome.figure, slow), further=further_at_pace(outcome.further, slow))
-
-
-def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: int, pace: Pace) -> KnownTrial:
+def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: int) -> KnownTrial:
     variant = workshop.built(proposal).variants[workshop.precision]
     metrics = {target.metric for target in (workshop.target, *workshop.job.request.further)}
     base, candidate = measured(
@@ -244,12 +232,13 @@ def _measured_trial(workshop: Workshop, proposal: Proposal[PrunePlan], number: i
         judged=True,
     )
     assert base.measurement is not None
-    beside = pace.add(base.measurement)
-    found = at_pace(workshop.target, verdict(workshop.job, base, candidate), pace.now)
-    dense = steady(workshop.target, figure(workshop.job, base), pace.now)
+    beside = workshop.pace.add(base.measurement)
+    now = workshop.pace.now
+    found = at_pace(workshop.target, verdict(workshop.job, base, candidate), now)
+    dense = steady(workshop.target, figure(workshop.job, base), now)
     if workshop.target.speedup is not None:
         dense = found.limit * workshop.target.speedup
-    others = further_at_pace(further(workshop.job, base, candidate), pace.now)
+    others = further_at_pace(further(workshop.job, base, candidate), now)
     for item in others:
         if not item.met:
             what, limit = show(item.target, item.figure), show(item.target, item.limit)

@@ -99,7 +99,7 @@ def measure_profile(
         )
         with scratch_folder(work or Path(tempfile.gettempdir()), _WORK_PREFIX) as folder:
             check_resources(shape, precision, folder)
-            shallow = shape.with_layers(shape.layers[: table_depth(shape, precision)])
+            shallow = shape.with_layers(shape.layers[: table_depth(shape, precision, count)])
             wanted = list(designs(shallow, multiple, finer=True))
             dense = [] if shallow == shape else [Design("dense", shape.layers)]  # what the slopes are continued to
             (base,) = built(shape, [Design("base", shallow.layers)], folder, ruler, seed=seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prune_export.benchmark.bandwidth import usable_cache_bytes
 from prune_export.benchmark.properties import WEIGHT_BYTES
 from prune_export.benchmark.runtimes import RUNTIMES
 from prune_export.benchmark.stacks import ExportedStack
@@ -22,7 +23,6 @@ from prune_export.benchmark.torch_session import DTYPES
 from prune_export.delivery.exporters import EXPORTERS, exporter_of
 from prune_export.delivery.resources import free_memory
 from prune_export.errors import BadInputError
-from prune_export.profiles.host import last_cache_bytes
 from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.synthetic import random_model
 from prune_export.shape import LayerShape, ModelShape
@@ -31,7 +31,8 @@ _WIDTH_SHARES = (0.5, 0.25)
 _FINER_SHARES = (0.75, 0.5, 0.25, 0.125)
 # Up to so many parameters a stack of the model's own depth is built and timed in seconds.
 _SMALL = 250_000_000
-# Blocks of a shallower stack take at least so many times the last cache: then they come from memory like the model's.
+# Blocks of a shallower stack take at least so many times the last cache, as far as it is at hand: then they come from
+# memory like the model's.
 _CACHES = 4
 _UNKNOWN_CACHE = 128 * 2**20
 _LEAST_DEPTH = 4
@@ -63,7 +64,7 @@ def refuse_mixers(shape: ModelShape, what: str) -> None:
         )
 
 
-def table_depth(shape: ModelShape, precision: str) -> int:
+def table_depth(shape: ModelShape, precision: str, threads: int) -> int:
     """Layers of the stacks that a table is measured with: the model's own, or fewer where it is large.
 
     What a block costs does not depend on how many there are, as long as their weights do not stay in the cache.
@@ -71,13 +72,16 @@ def table_depth(shape: ModelShape, precision: str) -> int:
     Args:
         shape: of the dense model.
         precision: of the weights.
+        threads: of the runtime.
     """
     depth = len(shape.layers)
     if shape.parameters() <= _SMALL or len(set(shape.layers)) > 1:
         return depth
     layer = shape.layers[0]
     parameters = shape.attention_parameters(layer.kv_heads, layer.query_heads) + shape.mlp_parameters(layer.mlp_width)
-    needed = math.ceil(_CACHES * (last_cache_bytes() or _UNKNOWN_CACHE) / (parameters * WEIGHT_BYTES[precision]))
+    needed = math.ceil(
+        _CACHES * (usable_cache_bytes(threads) or _UNKNOWN_CACHE) / (parameters * WEIGHT_BYTES[precision])
+    )
     return min(depth, max(_LEAST_DEPTH, needed + needed % 2))
 
 

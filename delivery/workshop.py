@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from prune_export.delivery.bench import figure, measured, verdict
 from prune_export.delivery.correction import Proposal
 from prune_export.delivery.cost import Cost
+from prune_export.delivery.pace import Pace, at_pace, further_at_pace
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.search import Searcher
 from prune_export.delivery.several import first_missed, further, missed
 from prune_export.delivery.state import RunState
 from prune_export.delivery.variants import Build, build, compressed
+from prune_export.delivery.verdict import Verdict
 from prune_export.errors import InfeasibleError
 from prune_export.manifest import FurtherTarget, ParityRecord, PredictedPoint, Round
 from prune_export.plan import PrunePlan
@@ -73,6 +75,9 @@ class Workshop:
         self.state = RunState(_identity(job, precision), job.progress)
         self.cost = Cost(job, self.baseline, self.state)
         self.searcher = Searcher(job, self.cost.predict, self.cost.unit, self.state)
+        self.pace = Pace(job.request.target, tuple(item.pace for item in self.state.known.trials.values()))
+        if self.baseline.measurement is not None:
+            self.pace.add(self.baseline.measurement)
         self._builds: dict[str, Build] = {}
         self._numbers: dict[str, int] = {}
         self._looked = False
@@ -134,7 +139,8 @@ class Workshop:
         """Every precision of dense and pruned measured side by side; what is delivered follows from this.
 
         For a limit in seconds or bytes the pruned precision of least perplexity that meets it is delivered, for a
-        speed-up the precision that was pruned for.
+        speed-up the precision that was pruned for.  A limit in seconds must be met as it is found and at the run's
+        speed (`Pace`): the figure is the larger one.
         """
         self.searcher.release()
         pruned = self.all_precisions(self.built(proposal))
@@ -146,11 +152,13 @@ class Workshop:
         results = measured(self.job, ordered, title=title, sample_memory=True, judged=True)
         found = {(result.name, result.precision): result for result in results}
         base, delivered = found["dense", self.precision], found["pruned", self.precision]
+        assert base.measurement is not None
+        self.pace.add(base.measurement)
         if self.target.speedup is None and self.target.metric != "parameters":
             pruned_ones = [item for item in results if item.name == "pruned"]
             meeting = [item for item in pruned_ones if self._meets(base, item)]
             delivered = min(meeting, key=lambda item: item.perplexity, default=delivered)
-        found_of_it = verdict(self.job, base, delivered)
+        found_of_it, others = self._verdicts(base, delivered)
         return Outcome(
             variants=tuple(found[item.name, item.precision] for item in shown),
             delivered=delivered,
@@ -159,12 +167,19 @@ class Workshop:
             limit=found_of_it.limit,
             figure=found_of_it.figure,
             speedups=found_of_it.speedups,
-            further=further(self.job, base, delivered),
+            further=others,
             rounds=rounds,
         )
 
     def _meets(self, base: Variant, variant: Variant) -> bool:
-        return verdict(self.job, base, variant).met and not missed(further(self.job, base, variant))
+        found, others = self._verdicts(base, variant)
+        return found.met and not missed(others)
+
+    def _verdicts(self, base: Variant, variant: Variant) -> tuple[Verdict, tuple[FurtherTarget, ...]]:
+        """On all targets, figures as they are or at the run's speed, whichever is larger."""
+        slow = min(self.pace.now, 1.0)
+        found = at_pace(self.target, verdict(self.job, base, variant), slow)
+        return found, further_at_pace(further(self.job, base, variant), slow)
 
     def infeasible(self, limit: float) -> InfeasibleError:
         """The error that says how far the model can go, measured where possible, and what quality that costs.

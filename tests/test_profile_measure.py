@@ -125,7 +125,7 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
 ) -> None:
     monkeypatch.setattr(delivery_stacks, "_SMALL", 0)
     monkeypatch.setattr(delivery_stacks, "_LEAST_DEPTH", 2)
-    monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda: 1)
+    monkeypatch.setattr(delivery_stacks, "usable_cache_bytes", lambda threads: 1)
     found = measure_profile(
         shape, replace(HOST, width_multiple=32), name="box", precisions=("fp32",), workload=SMALL,
         threads=1, held_out=3, work=tmp_path,
@@ -188,13 +188,13 @@ def test_the_depth_of_stacks_follows_from_the_cache(monkeypatch: pytest.MonkeyPa
     small, large = KNOWN_SHAPES["smollm2-135m"], KNOWN_SHAPES["llama-3.2-1b"]
     depths = {}
     for cache in (0, 32, 256, 10**6):
-        monkeypatch.setattr(delivery_stacks, "last_cache_bytes", lambda cache=cache: cache * 2**20)
-        assert delivery_stacks.table_depth(small, "fp32") == 30
-        depths[cache] = [delivery_stacks.table_depth(large, precision) for precision in ("fp32", "int8", "int4")]
+        monkeypatch.setattr(delivery_stacks, "usable_cache_bytes", lambda threads, cache=cache: cache * 2**20)
+        assert delivery_stacks.table_depth(small, "fp32", 2) == 30
+        depths[cache] = [delivery_stacks.table_depth(large, precision, 2) for precision in ("fp32", "int8", "int4")]
         # 61 million parameters a block; the blocks of a stack take four times the cache or more.
     assert depths == {0: [4, 10, 16], 32: [4, 4, 6], 256: [6, 16, 16], 10**6: [16, 16, 16]}
     mixed = large.with_layers((replace(large.layers[0], mlp_width=4096), *large.layers[1:]))
-    assert delivery_stacks.table_depth(mixed, "int8") == 16
+    assert delivery_stacks.table_depth(mixed, "int8", 2) == 16
 
 
 def elsewhere(*_: object) -> dict[str, str]:
@@ -354,7 +354,7 @@ def test_stacks_that_stay_in_the_cache_where_the_model_does_not_are_warned_of(
     """Two layers of it take 74 kB in int8, four twice that; stacks of smaller blocks less."""
     directory = tmp_path / "kit"
     pack_kit(shape, HOST, directory, precisions=("int8",), workload=SMALL, depth=2, held_out=0)
-    monkeypatch.setattr(kits, "last_cache_bytes", lambda: cache)
+    monkeypatch.setattr(kits, "usable_cache_bytes", lambda threads: cache)
     measure_kit(directory, HOST, name="box", threads=1, progress=Progress())
     told = [line for line in capsys.readouterr().err.splitlines() if "last cache" in line]
     assert len(told) == warned

@@ -241,20 +241,16 @@ def one_run(request: Request, dense: Path) -> Run:
         return Run(str(request.target), (time.monotonic() - begun) / 60, infeasible=str(error))
     minutes = (time.monotonic() - begun) / 60
     assert request.output is not None
-    later, limit, noise, later_dense = measured_again(manifest, request.output, dense, request.device)
-    return Run(
+    run = Run(
         target=str(request.target),
         minutes=minutes,
         precision=manifest.precision,
         pruned=bool(manifest.plan_digest),
         limit=manifest.limit,
         claimed=manifest.figure,
-        later=later,
-        later_limit=limit,
-        noise=noise,
         dense=_closing_dense(manifest),
-        later_dense=later_dense,
     )
+    return measured_again(run, manifest, request.output, dense, request.device)
 
 
 def _closing_dense(manifest: Manifest) -> float:
@@ -265,8 +261,8 @@ def _closing_dense(manifest: Manifest) -> float:
     return figure_of(manifest.target, beside)
 
 
-def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -> tuple[float, float, float, float]:
-    """Figure and limit by the loop's own rule, the noise, and the dense model's figure beside it."""
+def measured_again(run: Run, manifest: Manifest, output: Path, dense: Path, device: str) -> Run:
+    """The run with what a later measurement found by the loop's own rule, and its noise."""
     measurement = next(item.measurement for item in manifest.candidates if item.delivered)
     assert measurement is not None
     precision, target = manifest.precision, manifest.target
@@ -281,11 +277,11 @@ def measured_again(manifest: Manifest, output: Path, dense: Path, device: str) -
     )
     found = judged(target, baseline=baseline, variant=again)
     noise = 2 * rounds_error(target, baseline=baseline, variant=again)
+    later_dense = figure_of(target, baseline)
     if target.speedup is None and target.metric != "memory":
         figures = per_round(baseline, target.metric, target.statistic)
-        drift = figure_of(target, baseline) / _closing_dense(manifest) - 1
-        noise = max(max(figures) / min(figures) - 1, drift)
-    return found.figure, found.limit, noise, figure_of(target, baseline)
+        noise = max(max(figures) / min(figures), later_dense / run.dense) - 1
+    return replace(run, later=found.figure, later_limit=found.limit, noise=noise, later_dense=later_dense)
 
 
 def dense_artifacts(base: Request, folder: Path) -> Path:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from prune_export.benchmark import bandwidth, panel_worker, stacks, timing, turns
-from prune_export.benchmark.bandwidth import read_bandwidth
+from prune_export.benchmark.bandwidth import read_bandwidth, usable_cache_bytes
 from prune_export.benchmark.held_out import held_out_errors
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest, tails_of
 from prune_export.benchmark.process import run_panel
@@ -22,6 +22,7 @@ from prune_export.benchmark.stacks import PHASES, ExportedStack, Ruler, midmean,
 from prune_export.benchmark.turns import bootstrap, compare_turns
 from prune_export.errors import BadInputError
 from prune_export.profiles import load_profile
+from prune_export.profiles.host import last_cache_bytes
 from prune_export.records import to_json
 from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
@@ -301,6 +302,37 @@ def test_bandwidth_takes_a_part_of_the_free_memory_at_most(monkeypatch: pytest.M
     monkeypatch.setattr(bandwidth, "np", SimpleNamespace(ones=ones, int64=np.int64, max=np.max))
     assert read_bandwidth(2) > 0
     assert sizes == [8 << 20] * 2
+
+
+@pytest.mark.parametrize(
+    ("reported", "fast", "usable"),
+    [
+        (0, 0, 0), (12, 12, 12),  # unknown, or too small to look closer
+        (480, 480, 256), (480, 64, 64), (480, 4, 8),  # MiB, doubled from 8
+        (4096, 64, 4096),  # twice of it is more than a quarter of the free memory
+    ],
+)  # fmt: skip
+def test_a_shared_cache_counts_as_far_as_it_is_at_hand(
+    monkeypatch: pytest.MonkeyPatch, reported: int, fast: int, usable: int
+) -> None:
+    """Rates of a machine that reads arrays of up to `fast` MiB at twice the rate of memory, once in a while slower."""
+    mebibyte = 1 << 20
+    slow = iter([False, False, True, False] * 100)
+
+    def rate(pool: object, threads: int, array: np.ndarray) -> float:
+        return 1.0 if array.nbytes > fast * mebibyte or next(slow) else 2.0
+
+    free = psutil.virtual_memory()._replace(available=8 << 30)
+    monkeypatch.setattr(bandwidth.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(bandwidth, "last_cache_bytes", lambda: reported * mebibyte)
+    monkeypatch.setattr(bandwidth, "np", SimpleNamespace(ones=np.empty, int64=np.int64))
+    monkeypatch.setattr(bandwidth, "_rate", rate)
+    assert usable_cache_bytes(2) == usable * mebibyte
+
+
+@pytest.mark.alone
+def test_a_cache_of_this_machine_is_no_larger_than_it_says() -> None:
+    assert 0 <= usable_cache_bytes(1) <= max(last_cache_bytes(), 8 << 20)
 
 
 @pytest.mark.alone
