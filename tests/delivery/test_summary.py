@@ -10,19 +10,26 @@ from test_report import PLAN, manifest, text_of  # type: ignore[import-not-found
 from prune_export.delivery.axes import axis_words
 from prune_export.delivery.card import delivery_card
 from prune_export.delivery.summary import claim, table
-from prune_export.manifest import FurtherTarget, Manifest
+from prune_export.manifest import Candidate, FurtherTarget, Manifest
 from prune_export.target import Statistic, Target
 
 LATENCY, FIRST, MEMORY = Target("tpot", 0.01), Target("ttft", 1.0), Target("memory", float(2 << 20))
 
 
 def judged(figure: float, *further: FurtherTarget, measured: bool = True) -> Manifest:
-    """A target of 10 ms, and what was found of it."""
+    """A target of 10 ms, and what was found of it; the delivered model's tokens take as long as is claimed."""
     met = figure <= 0.01 and all(item.met for item in further)
     made: Manifest = replace(
         manifest(measured=measured), target=LATENCY, limit=0.01, figure=figure, met=met, further=further, speedups=()
     )
-    return made
+    return replace(made, candidates=tuple(_taking(item, figure) for item in made.candidates))
+
+
+def _taking(candidate: Candidate, seconds: float) -> Candidate:
+    if candidate.measurement is None or not candidate.delivered:
+        return candidate
+    tokens = (seconds,) * len(candidate.measurement.itl_s)
+    return replace(candidate, measurement=replace(candidate.measurement, itl_s=tokens))
 
 
 def test_a_missed_claim_says_on_which_side_of_the_limit_it_is() -> None:
