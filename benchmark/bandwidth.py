@@ -20,7 +20,8 @@ _SHARE = 4  # of the free memory all of them together take one part
 _REPEATS = 5
 _LEAST_CACHE = 8 << 20
 _FASTER = 1.1  # than memory: what is read at such a rate lies in cache for a good part
-_READ = 64 << 20  # bytes of a small array that are read for one timing
+_READ = 256 << 20  # bytes of a small array that are read for one timing: 8 ms, threads take 0.1 ms to begin
+_FILLS = 2  # of a cache that takes what others evict
 _ROUNDS = 7
 
 
@@ -46,7 +47,7 @@ def usable_cache_bytes(threads: int) -> int:
     """How much of the last cache `threads` threads have: the largest array they read faster than memory by a tenth.
 
     Sizes are doubled from 8 MiB up to what the system reports.  On two virtual cores of a processor with 480 MiB it was
-    32 to 64 MiB: 128 MiB are read at 1.05 to 1.1 times the rate of 2 GiB.
+    64 to 128 MiB: 128 MiB are read at 1.05 to 1.1 times the rate of 2 GiB.
 
     Args:
         threads: at least 1; the array is shared out among them.
@@ -70,7 +71,7 @@ def usable_cache_bytes(threads: int) -> int:
 
 
 def _rate(pool: ThreadPoolExecutor, threads: int, array: Any) -> float:
-    """Bytes a second that are read of an array, again and again, after a first time that fills the caches."""
+    """Bytes a second that are read of an array, again and again, after a few times that fill the caches."""
     times = max(1, _READ // array.nbytes)
     parts = np.array_split(array, threads)
 
@@ -78,7 +79,7 @@ def _rate(pool: ThreadPoolExecutor, threads: int, array: Any) -> float:
         for _ in range(count):
             np.max(part)
 
-    list(pool.map(read, parts, [1] * threads))
+    list(pool.map(read, parts, [_FILLS] * threads))
     started = time.perf_counter()
     list(pool.map(read, parts, [times] * threads))
     return float(times * array.nbytes / (time.perf_counter() - started))

@@ -171,7 +171,8 @@ def measure_kit(
     profile = replace(profile, runtime=kit.runtime)
     refuse_elsewhere(profile)
     count = checked_threads(threads or profile.threads)
-    cache = usable_cache_bytes(count)
+    shallow = any(len(part.base.layers) < len(kit.shape.layers) for part in kit.parts)
+    cache = usable_cache_bytes(count) if shallow else 0
     for part in kit.parts:
         if warning := cache_warning(kit.shape, part, cache):
             report.note(warning)
