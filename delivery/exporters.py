@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from prune_export.export import onnx_families, openvino_families
 from prune_export.export.files import MODEL_XML
 from prune_export.export.onnx_export import export_onnx
 from prune_export.export.onnx_quantize import BLOCKS
-from prune_export.export.openvino_ir import export_graph_only, export_openvino
+from prune_export.export.openvino_ir import export_graph_only, export_openvino, graph_in_memory
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.usage import onnx_lines, python_lines, server_command
-from prune_export.export.weights import compress
+from prune_export.export.weights import compress, compress_graph
 from prune_export.prune.loading import load_model, load_tokenizer
 
 
@@ -82,13 +81,13 @@ def _compressed_ir(plain: Path, checkpoint: Path, directory: Path, precision: st
 
 
 def _ir_stack(model: Any, directory: Path, precision: str, group: int) -> None:
-    plain = directory if precision == "fp32" else directory / "plain"
-    plain.mkdir(parents=True)
-    export_graph_only(model, plain / MODEL_XML)
-    if precision != "fp32":
-        free_memory()
-        compress(plain, directory, precision=precision, options=OpenVinoOptions(group_size=group))
-        shutil.rmtree(plain)
+    directory.mkdir(parents=True)
+    if precision == "fp32":
+        export_graph_only(model, directory / MODEL_XML)
+    else:
+        compress_graph(
+            graph_in_memory(model), directory, precision=precision, options=OpenVinoOptions(group_size=group)
+        )
 
 
 def _onnx(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -64,6 +64,34 @@ def export_graph_only(model: PreTrainedModel, path: Path) -> None:
     Raises:
         BadInputError: as for `export_openvino`.
     """
+    _export(model, path)
+
+
+def graph_in_memory(model: PreTrainedModel) -> Any:
+    """The `openvino.Model` that `export_graph_only` writes, unwritten; its constants are the weights of `model`.
+
+    Spares stacks that are compressed at once the writing of fp32 weights, most of which no timing ever reads.
+
+    Args:
+        model: as for `export_openvino`; must live as long as the graph does.
+
+    Raises:
+        BadInputError: as for `export_openvino`.
+    """
+    with quiet():
+        from optimum.exporters.openvino import convert
+    kept: list[Any] = []
+    before = convert.save_model
+    convert.save_model = lambda graph, *_: kept.append(graph)  # its exporter writes whatever it makes
+    try:
+        _export(model, Path(MODEL_XML))
+    finally:
+        convert.save_model = before
+    (graph,) = kept
+    return graph
+
+
+def _export(model: PreTrainedModel, path: Path) -> None:
     _, row = row_of(str(model.config.model_type))
     wrong = sorted({str(weight.dtype) for weight in model.parameters() if weight.dtype != torch.float32})
     if wrong:

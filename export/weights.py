@@ -106,26 +106,48 @@ def compress(
         raise BadInputError("scale estimation, GPTQ and calibrated choices need calibration tokens: give some")
     directory.mkdir(parents=True, exist_ok=True)
     with quiet():
-        record = _write_model(source_directory, directory, precision, options, calibration, rounded)
+        import openvino
+
+        # The file is mapped, not read: only the new weights take memory.
+        model = openvino.Core().read_model(source_directory / MODEL_XML)
+        if any(True for _ in integer_weights(model)) or is_in_half(model):
+            raise BadInputError(f"{source_directory} has compressed weights already: give the fp32 export")
+        record = _write_model(model, directory, precision, options, calibration, rounded, source=source_directory)
     _copy_companions(source_directory, directory)
     (directory / OPENVINO_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf8")
     return record
 
 
+def compress_graph(model: Any, directory: Path, *, precision: str, options: OpenVinoOptions) -> None:
+    """Writes the IR alone of a graph in memory (`openvino_ir.graph_in_memory`) in another precision.
+
+    Args:
+        model: `openvino.Model` in fp32; used up.
+        directory: where to write; made if missing.
+        precision: of the weights, as in `compress`.
+        options: how.
+
+    Raises:
+        BadInputError: a weight beyond fp16's range, or no layer that int4 fits.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        _write_model(model, directory, precision, options, None, None)
+
+
 def _write_model(
-    source: Path,
+    model: Any,
     directory: Path,
     precision: str,
     options: OpenVinoOptions,
     calibration: Calibration | None,
     rounded: RoundedWeights | None,
+    *,
+    source: Path | None = None,
 ) -> CompressionRecord:
+    """Compresses a graph and writes it; what stays fp32 is copied from its source where there is one."""
     import openvino
 
-    # The file is mapped, not read: only the new weights take memory.
-    model = openvino.Core().read_model(source / MODEL_XML)
-    if any(True for _ in integer_weights(model)) or is_in_half(model):
-        raise BadInputError(f"{source} has compressed weights already: give the fp32 export")
     mode = ""
     if rounded is not None:
         model, mode = take_over(model, rounded, backup=options.backup)
@@ -136,7 +158,7 @@ def _write_model(
     group_size = options.group_size if rounded is None else rounded.group_size
     departing = departures(model, precision, group_size)
     _set_cache_precision(model, precision, options.kv_cache)
-    if precision == "fp32" and not options.kv_cache:
+    if source is not None and precision == "fp32" and not options.kv_cache:
         for name in (MODEL_XML, MODEL_BIN):
             shutil.copyfile(source / name, directory / name)
     else:

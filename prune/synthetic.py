@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from prune_export.errors import BadInputError
 from prune_export.prune.families import FAMILIES, Family, pruned_classes, stock_classes
+from prune_export.prune.quiet import quiet
 from prune_export.prune.shapes import layer_rows, model_shape, single_projections
 from prune_export.shape import LayerShape, ModelShape
 
@@ -47,9 +48,11 @@ def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:
         config.pad_token_id = 0
     if model_shape(config) != shape:
         raise BadInputError(f"family {family.name} has no model with {shape}; nearest: {model_shape(config)}")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        model: PreTrainedModel = model_class(config)
+        # A checkpoint that lacks every tensor: all are initialised once.  A constructor does it twice.
+        model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict={}, dtype=torch.float32)
+    model.config._name_or_path = ""
     model.eval()
     return model
 

@@ -11,6 +11,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from optimum.exporters.openvino import convert
 from tiny_exports import Exported, make_model, make_shape
 
 from prune_export.errors import BadInputError
@@ -18,11 +19,11 @@ from prune_export.export.checks import Step
 from prune_export.export.departures import departures_of
 from prune_export.export.gate import TOLERANCE, ir_greedy_agreement
 from prune_export.export.integer_weights import Calibration
-from prune_export.export.openvino_ir import export_graph_only, export_openvino
+from prune_export.export.openvino_ir import export_graph_only, export_openvino, graph_in_memory
 from prune_export.export.openvino_options import OpenVinoOptions
 from prune_export.export.parity import check_parity
 from prune_export.export.runner import IrRunner
-from prune_export.export.weights import CompressionRecord, compress
+from prune_export.export.weights import CompressionRecord, compress, compress_graph
 from prune_export.manifest import OPENVINO_RECORD, asked_cache
 from prune_export.shape import LayerShape, ModelShape
 
@@ -100,6 +101,23 @@ def test_what_departs_from_the_precision_is_told_layer_by_layer(
     assert found["model.embed_tokens"] == "int8"
     assert "model.layers.2.mlp.down_proj" not in found
     assert departures_of(compressed["int8"][0]) == departures_of(llama.directory) == {}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
+def test_a_graph_in_memory_becomes_what_a_written_one_does(llama: Exported, tmp_path: Path, precision: str) -> None:
+    saving, options = convert.save_model, OpenVinoOptions(group_size=64)
+    export_graph_only(llama.model, tmp_path / "fp32" / "openvino_model.xml")
+    compress(tmp_path / "fp32", tmp_path / "written", precision=precision, options=options)
+    compress_graph(graph_in_memory(llama.model), tmp_path / "kept", precision=precision, options=options)
+    assert convert.save_model is saving
+    written, kept = (tmp_path / name / "openvino_model.bin" for name in ("written", "kept"))
+    assert kept.read_bytes() == written.read_bytes()
+    graphs = [openvino.Core().read_model(path.with_suffix(".xml")) for path in (written, kept)]
+    ours, theirs = ([op.get_type_name() for op in graph.get_ordered_ops()] for graph in graphs)
+    assert ours == theirs
+    settings = [dict(graph.get_rt_info("runtime_options").value) for graph in graphs]
+    assert settings[0] == settings[1]
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
 
 
 def test_int4_keeps_widths_without_a_group_in_int8(tmp_path: Path) -> None:
