@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -40,13 +40,26 @@ class Child:
         request: plain data.
         subject: what the child does and to what, for messages: "measuring DIR".
         report: is told of the child's progress.
+        environment: of the child; None for this process's own.
     """
 
-    def __init__(self, module: str, request: dict[str, Any], *, subject: str, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        request: dict[str, Any],
+        *,
+        subject: str,
+        report: Report | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._subject, self._report = subject, report
         self._chatter = tempfile.TemporaryFile()  # noqa: SIM115 -- __exit__ closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._chatter
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._chatter,
+            env=environment,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -127,16 +140,23 @@ class Child:
         return PruneExportError(_obituary(self._subject, code, self._chatter.read().decode("utf8", "replace")))
 
 
-def converse(module: str, request: dict[str, Any], *, subject: str, report: Report | None = None) -> dict[str, Any]:
+def converse(
+    module: str,
+    request: dict[str, Any],
+    *,
+    subject: str,
+    report: Report | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Runs one request in a fresh process and gives its reply.
 
     Args:
-        module, request, subject, report: as in `Child`.
+        module, request, subject, report, environment: as in `Child`.
 
     Raises:
         PruneExportError: as `Child.result`.
     """
-    with Child(module, request, subject=subject, report=report) as child:
+    with Child(module, request, subject=subject, report=report, environment=environment) as child:
         return child.result()
 
 

@@ -36,7 +36,7 @@ def held_out_errors(
         total: how many others there are.
     """
     times = time_stacks(base, others, ruler, total=total)
-    again = time_stacks(base, [base] * _NOISE_SAMPLES, replace(ruler, discard=False, progress=None), total=1)
+    again = time_stacks(base, [base] * _NOISE_SAMPLES, replace(ruler, discard=False, progress=None, alone=0), total=1)
     estimates = _roofline(ruler, shape)
     return tuple(
         _held_out(found, times, again.seconds[found.phase], shape, estimates.get(found.phase)) for found in costs

@@ -29,6 +29,7 @@ from prune_export.profiles import (
     PhaseCosts,
     TableKey,
     TableRecord,
+    TimedStack,
 )
 from prune_export.profiles.host import detect_host, match_of, mismatch
 from prune_export.progress import Progress
@@ -41,6 +42,7 @@ KIT_FILE = "kit.json"
 KIT_VERSION = 2
 BUDGET_S = 540.0  # for the table of one precision, building included
 ROUNDS = 3  # fresh processes a group of stacks
+ALONE = 2  # fresh processes with the first stack by itself
 MOST = 40  # timings of a stack in a process, for the table of one precision
 _HELD_OUT_SHARE = 67  # of it goes to each model that the table is checked on, in each process
 
@@ -112,6 +114,7 @@ class PrecisionTable:
         measurements: timed processes that it was fitted to.
         seconds: how long these took.
         versions: package to version.
+        stacks: what was timed.
     """
 
     costs: tuple[PhaseCosts, ...]
@@ -120,6 +123,7 @@ class PrecisionTable:
     measurements: int
     seconds: float
     versions: dict[str, str]
+    stacks: tuple[TimedStack, ...]
 
 
 def load_kit(directory: Path) -> Kit:
@@ -182,7 +186,9 @@ def measure_kit(
         dense = () if part.dense is None else (part.dense,)
         base, *stacks = (_exported(directory, item) for item in (part.base, *part.stacks, *dense))
         others = [_exported(directory, item) for item in part.held_out]
-        ruler = Ruler(profile, kit.workload, part.precision, count, ROUNDS, budget_s=budget_s, progress=report)
+        ruler = Ruler(
+            profile, kit.workload, part.precision, count, ROUNDS, budget_s=budget_s, alone=ALONE, progress=report
+        )
         whole = partial(_exported, directory, part.dense) if part.dense is not None else None
         counts = len(stacks), len(others)
         tables.append(measured_precision(kit.shape, base, stacks, others, ruler, counts=counts, whole=whole))
@@ -252,6 +258,7 @@ def measured_precision(
     *,
     counts: tuple[int, int],
     whole: Callable[[], ExportedStack] | None = None,
+    built_in_s: float = 0.0,
 ) -> PrecisionTable:
     """Times the stacks of one precision, fits the table's part, and checks it on other models.
 
@@ -263,14 +270,16 @@ def measured_precision(
         ruler: how they are timed.
         counts: how many stacks and others there are.
         whole: makes the model that the others are timed beside; the base unless given.
+        built_in_s: seconds that the base took, a part of the budget.
 
     Raises:
         BadInputError: as `time_stacks`.
     """
     report = ruler.progress or Progress(quiet=True)
-    began = time.monotonic()
+    began = time.monotonic() - built_in_s
     with report.phase(f"latency table, {ruler.precision}"):
-        times = time_stacks(base, stacks, replace(ruler, most=MOST), total=counts[0])
+        left = max(1.0, ruler.budget_s - built_in_s) if ruler.budget_s else 0.0
+        times = time_stacks(base, stacks, replace(ruler, most=MOST, budget_s=left), total=counts[0])
     spent = time.monotonic() - began
     costs = times.costs(ruler.precision)
     errors: tuple[HeldOutError, ...] = ()
@@ -279,7 +288,9 @@ def measured_precision(
             beside = base if whole is None else whole()
             unhurried = replace(ruler, budget_s=0.0, seconds=ruler.budget_s / _HELD_OUT_SHARE)
             errors = held_out_errors(costs, beside, others, shape, unhurried, total=counts[1])
-    return PrecisionTable(costs, errors, ruler.threads, times.measurements, spent, times.versions)
+    return PrecisionTable(
+        costs, errors, ruler.threads, times.measurements, spent, times.versions, times.timed(ruler.precision)
+    )
 
 
 def profile_of(
@@ -311,6 +322,7 @@ def profile_of(
         measurements=sum(table.measurements for table in tables),
         seconds=round(sum(table.seconds for table in tables), 1),
         held_out=tuple(error for table in tables for error in table.errors),
+        stacks=tuple(stack for table in tables for stack in table.stacks),
     )
     costs = tuple(costs for table in tables for costs in table.costs)
     measured = f"measured {record.date} with {threads} threads"

@@ -38,6 +38,7 @@ class PanelRequest:
         device: the runtime's name of the device.
         workload: what to run.
         seconds: how long, loading included; every model has two turns at least.
+        huge_pages: ask for them: models then differ by what they are, not by the pages they got.
     """
 
     directories: tuple[str, ...]
@@ -46,6 +47,7 @@ class PanelRequest:
     device: str
     workload: Workload
     seconds: float
+    huge_pages: bool = True
 
 
 @dataclass(frozen=True)

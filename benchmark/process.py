@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 from prune_export.benchmark.child import Child, converse
+from prune_export.benchmark.huge_pages import with_huge_pages
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.threads import checked_threads
 from prune_export.benchmark.timing import repeats_for, stretches
@@ -99,11 +101,12 @@ def panel_request(
     precision: str,
     threads: int,
     seconds: float,
+    huge_pages: bool = True,
 ) -> PanelRequest:
     """A request on a profile's device.
 
     Args:
-        directories, workload, precision, seconds: as in `PanelRequest`.
+        directories, workload, precision, seconds, huge_pages: as in `PanelRequest`.
         profile: names the device.
         threads: of the runtime; 0 takes the profile's.
 
@@ -117,6 +120,7 @@ def panel_request(
         device=profile.device,
         workload=workload,
         seconds=seconds,
+        huge_pages=huge_pages,
     )
 
 
@@ -127,4 +131,6 @@ def run_panel(request: PanelRequest) -> PanelReply:
         PruneExportError: as `run_worker`.
     """
     subject = f"measuring {', '.join(request.directories)}"
-    return from_json(PanelReply, converse(_PANEL, to_json(request), subject=subject), where="panel reply")
+    environment = with_huge_pages(os.environ) if request.huge_pages else None
+    found = converse(_PANEL, to_json(request), subject=subject, environment=environment)
+    return from_json(PanelReply, found, where="panel reply")

@@ -1,7 +1,8 @@
 """Times stacks of blocks and makes a latency table of them; works on exported files, so it needs no torch.
 
 The first stack is timed beside every few others, turn by turn in one process, and the others' times are taken relative
-to it: a machine that is slower for a second then changes both, and one that is slower for good changes nothing.
+to it: a machine that is slower for a second then changes both, and one that is slower for good changes nothing.  Their
+memory is in huge pages where the system has them (`huge_pages`), so none is faster for the pages it got.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 
-from prune_export.benchmark.panel_worker import tails_of
+from prune_export.benchmark.panel_worker import PanelRequest, tails_of
 from prune_export.benchmark.process import panel_request, run_panel
 from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.profiles import DeviceProfile, PhaseCosts
-from prune_export.profiles.latency import Phase
+from prune_export.profiles.latency import Phase, TimedStack
 from prune_export.progress import Progress
 from prune_export.shape import LayerShape
 from prune_export.target import Workload
@@ -28,6 +29,7 @@ from prune_export.target import Workload
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 Tails = dict[Phase, dict[str, float]]  # phase to "p90" and "p99" as multiples of the median
 AT_ONCE = 4  # stacks beside the first in one process
+_ALONE_S = 5.0  # for a process with the first stack by itself, loading included; two turns at least
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Ruler:
         most: timings of a stack in a process, in all; 0 for any number.
         seconds: for each stack and process, loading included.
         budget_s: for everything, building included, in the place of `seconds`; 0 for none.
+        alone: fresh processes that time the first stack by itself and without huge pages, as an artifact is: what its
+            seconds are taken from, and with them all others'; 0 to take them from the groups.
         progress: is told the share done.
         discard: delete a stack's files, but for the base's, when it has been timed.
     """
@@ -68,6 +72,7 @@ class Ruler:
     most: int = 0
     seconds: float = 3.0
     budget_s: float = 0.0
+    alone: int = 0
     progress: Progress | None = None
     discard: bool = False
 
@@ -93,6 +98,19 @@ class StackTimes:
     def stacks(self, phase: Phase) -> list[Stack]:
         """The equations of a phase."""
         return [Stack(layers, seconds) for layers, seconds in zip(self.layers, self.seconds[phase], strict=True)]
+
+    def timed(self, precision: str) -> tuple[TimedStack, ...]:
+        """Every stack with what it took, for a record."""
+        return tuple(
+            TimedStack(
+                precision,
+                tuple(layer.kv_heads for layer in layers),
+                tuple(layer.mlp_width for layer in layers),
+                prefill_s=self.seconds["prefill"][index],
+                decode_s=self.seconds["decode"][index],
+            )
+            for index, layers in enumerate(self.layers)
+        )
 
     def costs(self, precision: str) -> tuple[PhaseCosts, ...]:
         """Both phases fitted.
@@ -122,9 +140,10 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         PruneExportError: the worker died.
     """
     clock, waiting = _Clock(ruler, total), iter(others)
-    layers, measurements = [base.layers], 0
+    layers, measurements = [base.layers], ruler.alone
     versions: dict[str, str] = {}
-    of_base: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    of_base = _alone(base, ruler)
+    apart = bool(ruler.alone)
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     tails: list[tuple[tuple[LayerShape, ...], Tails]] = []
     while group := clock.built(waiting):
@@ -136,7 +155,8 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         measurements += rounds * (1 + len(group))
         for phase in PHASES:
             first, *rest = turns[phase]
-            of_base[phase] += first
+            if not apart:
+                of_base[phase] += first
             ratios[phase] += [midmean([a / b for a, b in zip(found, first, strict=True)]) for found in rest]
         if ruler.discard:
             for stack in group:
@@ -146,6 +166,28 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         scale = midmean(of_base[phase])
         seconds[phase] = (scale, *(scale * ratio for ratio in ratios[phase]))
     return StackTimes(tuple(layers), seconds, measurements, versions, _of_largest(tails))
+
+
+def _alone(base: ExportedStack, ruler: Ruler) -> dict[Phase, list[float]]:
+    """Phase to the turns of a stack by itself, in seconds; none for no such processes."""
+    found: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    for _ in range(ruler.alone):
+        reply = run_panel(_request([base], ruler, _ALONE_S, huge_pages=False))
+        found["prefill"] += reply.ttft_s[0]
+        found["decode"] += reply.tpot_s[0]
+    return found
+
+
+def _request(stacks: Sequence[ExportedStack], ruler: Ruler, seconds: float, *, huge_pages: bool) -> PanelRequest:
+    return panel_request(
+        (stack.directory for stack in stacks),
+        profile=ruler.profile,
+        workload=ruler.workload,
+        precision=ruler.precision,
+        threads=ruler.threads,
+        seconds=seconds,
+        huge_pages=huge_pages,
+    )
 
 
 def _of_largest(known: Sequence[tuple[tuple[LayerShape, ...], Tails]]) -> Tails:
@@ -218,7 +260,8 @@ def _turns(
 ) -> tuple[dict[Phase, list[list[float]]], list[Tails], dict[str, str]]:
     """Phase to the turns of each stack, in seconds, from one process a round; their tails; the versions of what ran.
 
-    What is loaded first in a process was found two to three percent slower, so each stack gets several places.
+    What is loaded first in a process was found slower where memory comes in small pages, so each stack gets several
+    places.
     """
     turns: dict[Phase, list[list[float]]] = {phase: [[] for _ in stacks] for phase in PHASES}
     of_tokens: list[list[dict[str, float]]] = [[] for _ in stacks]
@@ -226,15 +269,7 @@ def _turns(
     for number in range(rounds):
         shift = round(number * len(stacks) / rounds)
         order = [(place + shift) % len(stacks) for place in range(len(stacks))]
-        request = panel_request(
-            (stacks[index].directory for index in order),
-            profile=ruler.profile,
-            workload=ruler.workload,
-            precision=ruler.precision,
-            threads=ruler.threads,
-            seconds=seconds,
-        )
-        reply = run_panel(request)
+        reply = run_panel(_request([stacks[index] for index in order], ruler, seconds, huge_pages=True))
         timed(number + 1)
         for phase, samples in zip(PHASES, (reply.ttft_s, reply.tpot_s), strict=True):
             for index, new in zip(order, samples, strict=True):

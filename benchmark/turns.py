@@ -1,4 +1,7 @@
-"""How much faster one of two models is, to a fraction of a percent: turn by turn in one process, order swapped."""
+"""How much faster one of two models is, to a fraction of a percent: turn by turn in one process, order swapped.
+
+Their memory is in huge pages where the system has them (`huge_pages`).
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Reply:
         before_bytes: resident memory before the model was loaded.
         peak_bytes: its peak; both 0 in a timed run.
         device_peak_bytes: most memory held on a GPU; 0 on a CPU and in a timed run, None if unknown.
-        options: runtime properties, and the CPUs that the process was left.
+        options: runtime properties, the CPUs that the process was left, and the C library's settings where it had any.
         versions: package name to version.
         turns: that the process took with others; 1 if it ran alone.
     """
@@ -107,6 +107,7 @@ def _session(request: Request) -> OpenedSession | OpenedPipeline:
 
 def _time(request: Request, parent: Parent) -> Reply:
     from prune_export.benchmark.affinity import pin
+    from prune_export.benchmark.huge_pages import tunables
     from prune_export.benchmark.timing import time_session
 
     affinity = pin(request.threads, request.device)
@@ -119,7 +120,7 @@ def _time(request: Request, parent: Parent) -> Reply:
         load_s=session.load_s,
         ttft_s=samples.ttft_s,
         itl_s=samples.itl_s,
-        options=session.options | affinity,
+        options=session.options | affinity | tunables(),
         versions=_versions(request),
     )
 

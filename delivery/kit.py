@@ -70,7 +70,7 @@ def pack_kit(
     fitted = workload.fitted(shape.context)
     multiple = max(1, profile.width_multiple)
     shallow = shape.with_layers(shape.layers[:depth])
-    wanted = [Design("base", shallow.layers), *designs(shallow, multiple, finer=True)]
+    wanted = [Design("base", shallow.layers), *designs(shallow, multiple, finer=True, whole_beside=shallow != shape)]
     whole = [] if shallow == shape else [Design("dense", shape.layers)]
     others = tuple(held_out_designs(shape, multiple, count=held_out, seed=seed))
     _check_space(shape, [*wanted, *whole, *others], precisions, output)

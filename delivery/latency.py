@@ -74,7 +74,7 @@ def latency_table(job: Job, dense: Variant) -> LatencyTable:
     if not job.measured:
         return roofline_table(job.profile, job.shape, job.workload, (dense.precision,))
     shallow = job.shape.with_layers(job.shape.layers[: table_depth(job.shape, dense.precision, job.threads)])
-    wanted = list(designs(shallow, max(1, job.profile.width_multiple)))
+    wanted = list(designs(shallow, max(1, job.profile.width_multiple), whole_beside=shallow != job.shape))
     if shallow != job.shape:
         wanted.insert(0, Design("base", shallow.layers))
     folder = job.work / "stacks"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from prune_export.benchmark.kit import (
+    ALONE,
     BUDGET_S,
     ROUNDS,
     PrecisionTable,
@@ -94,14 +96,16 @@ def measure_profile(
             count,
             ROUNDS,
             budget_s=budget_s,
+            alone=ALONE,
             progress=report,
             discard=True,
         )
         with scratch_folder(work or Path(tempfile.gettempdir()), _WORK_PREFIX) as folder:
             check_resources(shape, precision, folder)
             shallow = shape.with_layers(shape.layers[: table_depth(shape, precision, count)])
-            wanted = list(designs(shallow, multiple, finer=True))
+            wanted = list(designs(shallow, multiple, finer=True, whole_beside=shallow != shape))
             dense = [] if shallow == shape else [Design("dense", shape.layers)]  # what the slopes are continued to
+            begun = time.monotonic()
             (base,) = built(shape, [Design("base", shallow.layers)], folder, ruler, seed=seed)
             tables.append(
                 measured_precision(
@@ -112,6 +116,7 @@ def measure_profile(
                     ruler,
                     counts=(len(wanted) + len(dense), len(others)),
                     whole=partial(_first, shape, dense, folder, ruler, seed) if dense else None,
+                    built_in_s=time.monotonic() - begun,
                 )
             )
     return profile_of(profile, table_key(shape, fitted), tables, name=name, bandwidth=bandwidth, progress=report)

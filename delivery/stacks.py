@@ -31,13 +31,14 @@ _WIDTH_SHARES = (0.5, 0.25)
 _FINER_SHARES = (0.75, 0.5, 0.25, 0.125)
 # Up to so many parameters a stack of the model's own depth is built and timed in seconds.
 _SMALL = 250_000_000
-# Blocks of a shallower stack take at least so many times the last cache, as far as it is at hand: then they come from
-# memory like the model's.
-_CACHES = 4
+# What a token reads of a shallower stack, LM head included, is at least so many times the last cache, as far as it is
+# at hand (which counts arrays of which a tenth lies there): then blocks come from memory like the model's.
+_CACHES = 3
 _UNKNOWN_CACHE = 128 * 2**20
-_LEAST_DEPTH = 4
-# Layers from which on a stack of a quarter of them is timed.  Shallow stacks of a large model have the whole one beside
-# them, which tells what is fixed; of a small model with so few layers it stays uncertain.
+# Fewer blocks beside a large LM head leave more of the timings' noise in what a block costs: 1% of noise puts held-out
+# models of a 1B off by 2.0% with 4 layers, by 1.3% to 1.4% with 6 or more (simulated with `designs`).
+_LEAST_DEPTH = 8
+# Layers from which on a stack of a quarter of them is timed: in a small model of fewer, what is fixed stays uncertain.
 _DEEP = 8
 _CHECKPOINT = "checkpoint"
 # Of held-out models: each sub-block is gone with this probability, as in plans of middling targets.
@@ -79,13 +80,14 @@ def table_depth(shape: ModelShape, precision: str, threads: int) -> int:
         return depth
     layer = shape.layers[0]
     parameters = shape.attention_parameters(layer.kv_heads, layer.query_heads) + shape.mlp_parameters(layer.mlp_width)
-    needed = math.ceil(
-        _CACHES * (usable_cache_bytes(threads) or _UNKNOWN_CACHE) / (parameters * WEIGHT_BYTES[precision])
-    )
+    head = shape.vocab_size * shape.hidden_size
+    wanted = _CACHES * (usable_cache_bytes(threads) or _UNKNOWN_CACHE) / WEIGHT_BYTES[precision]
+    # The stack with most of the smallest MLPs has about half of the bytes in its blocks.
+    needed = math.ceil((wanted - head) / (parameters / 2))
     return min(depth, max(_LEAST_DEPTH, needed + needed % 2))
 
 
-def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterator[Design]:
+def designs(shape: ModelShape, multiple: int, *, finer: bool = False, whole_beside: bool = False) -> Iterator[Design]:
     """Stacks whose differences to the dense model give every cost: blocks gone, then smaller blocks.
 
     Smaller MLPs are timed among others of other widths, as in plans: models of mixed widths were found slower than
@@ -99,9 +101,10 @@ def designs(shape: ModelShape, multiple: int, *, finer: bool = False) -> Iterato
         shape: of the dense model.
         multiple: of MLP widths that the device likes.
         finer: more widths and every KV-head count, for a table that is kept.
+        whole_beside: these are stacks of few layers, and the model itself is timed as well, which tells what is fixed.
     """
     dense = shape.layers
-    if len(dense) >= _DEEP:
+    if len(dense) >= _DEEP and not whole_beside:
         kept = [layer if index % 4 == 0 else LayerShape(0, 0, 0) for index, layer in enumerate(dense)]
         yield Design("a quarter of the blocks", tuple(kept))
     every_other = [index % 2 == 1 for index in range(len(dense))]

@@ -2,7 +2,15 @@
 
 from prune_export.profiles.device import DeviceMatch, DeviceProfile
 from prune_export.profiles.host import core_cpus, host_cores, host_fingerprint, matches, mismatch
-from prune_export.profiles.latency import CostCurve, HeldOutError, LatencyTable, PhaseCosts, TableKey, TableRecord
+from prune_export.profiles.latency import (
+    CostCurve,
+    HeldOutError,
+    LatencyTable,
+    PhaseCosts,
+    TableKey,
+    TableRecord,
+    TimedStack,
+)
 from prune_export.profiles.load import list_profiles, load_profile
 from prune_export.profiles.write import to_toml
 
@@ -15,6 +23,7 @@ __all__ = [
     "PhaseCosts",
     "TableKey",
     "TableRecord",
+    "TimedStack",
     "core_cpus",
     "host_cores",
     "host_fingerprint",

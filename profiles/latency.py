@@ -11,7 +11,7 @@ from prune_export.errors import BadInputError
 from prune_export.records import SPARSE
 
 Phase = Literal["prefill", "decode"]
-# Mean errors of the roofline estimate, in seconds and in the ratio to the dense model, each the largest of the five
+# Mean errors of the roofline estimate, in seconds and in the ratio to the dense model, each the largest of the six
 # that were measured, with two models' dimensions on three machines: docs/devices.md, "How far predictions were off".
 ROOFLINE_ERRORS: dict[Phase, tuple[float, float]] = {"prefill": (0.897, 0.112), "decode": (0.724, 0.084)}
 
@@ -157,6 +157,24 @@ class HeldOutError:
 
 
 @dataclass(frozen=True)
+class TimedStack:
+    """What a table was fitted to: one stack of blocks in one precision, on the scale of the first.
+
+    Attributes:
+        precision: of its weights.
+        kv_heads: of each layer, 0 where the attention is gone.
+        mlp_widths: of each layer, 0 where the MLP is gone.
+        prefill_s, decode_s: what it took.
+    """
+
+    precision: str
+    kv_heads: tuple[int, ...]
+    mlp_widths: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
 class TableRecord:
     """Where a measured table comes from.
 
@@ -169,6 +187,7 @@ class TableRecord:
         measurements: timed processes that the table was fitted to.
         seconds: how long these took.
         held_out: errors on other models; empty where none were measured.
+        stacks: what the costs were fitted to; empty in tables made before this was kept.
     """
 
     host: dict[str, str]
@@ -179,6 +198,7 @@ class TableRecord:
     measurements: int
     seconds: float
     held_out: tuple[HeldOutError, ...] = ()
+    stacks: tuple[TimedStack, ...] = field(default=(), metadata=SPARSE)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from prune_export.benchmark import claim, stacks, torch_cuda_session
 from prune_export.benchmark import kit as kits
 from prune_export.benchmark.kit import KIT_FILE, cache_warning, error_table, measure_kit
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
+from prune_export.benchmark.table_fit import Stack, fit_costs
 from prune_export.delivery import preflight, profiling
 from prune_export.delivery import stacks as delivery_stacks
 from prune_export.delivery.kit import pack_kit
@@ -35,7 +36,7 @@ from prune_export.prune.loading import load_config
 from prune_export.prune.shapes import model_shape
 from prune_export.prune.synthetic import KNOWN_SHAPES
 from prune_export.records import to_json
-from prune_export.shape import ModelShape
+from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
 
 HOST = load_profile("host")
@@ -100,6 +101,22 @@ def test_a_profile_is_measured_checked_and_read_back(
     path = tmp_path / "box.toml"
     path.write_text(to_toml(found))
     assert load_profile(path) == found
+    # The record holds what the costs were fitted to: fitted again, it gives them again.
+    group = shape.layers[0].query_heads // shape.layers[0].kv_heads
+    for phase in stacks.PHASES:
+        again = [
+            Stack(
+                tuple(
+                    LayerShape(group * heads, heads, width)
+                    for heads, width in zip(item.kv_heads, item.mlp_widths, strict=True)
+                ),
+                item.prefill_s if phase == "prefill" else item.decode_s,
+            )
+            for item in table.record.stacks
+        ]
+        assert again[0].layers == shape.layers
+        refitted = fit_costs(again, phase=phase, precision="fp32")
+        assert refitted == replace(table.phase(phase, "fp32"), p90=0.0, p99=0.0)
     halved = shape.with_layers(tuple(replace(layer, mlp_width=layer.mlp_width // 2) for layer in shape.layers))
     dense, smaller = (table.predict(item.layers, "tpot", precision="fp32") for item in (shape, halved))
     saved = 1e-8 * 4 * (shape.parameters() - halved.parameters())
@@ -131,8 +148,9 @@ def test_a_large_model_is_measured_in_shallow_stacks_and_the_whole_model(
         threads=1, held_out=3, work=tmp_path,
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-    assert timed[0][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
-    fitted = [names for names in timed if "base" in names]
+    assert timed[:2] == [("base",)] * kits.ALONE
+    assert timed[2][:3] == ("base", "half-of-the-attentions", "half-of-the-MLPs")
+    fitted = [names for names in timed[2:] if "base" in names]
     assert sum("dense" in names for names in fitted) == 3, (
         "the whole model in three processes, to continue the slopes to"
     )
@@ -191,8 +209,17 @@ def test_the_depth_of_stacks_follows_from_the_cache(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(delivery_stacks, "usable_cache_bytes", lambda threads, cache=cache: cache * 2**20)
         assert delivery_stacks.table_depth(small, "fp32", 2) == 30
         depths[cache] = [delivery_stacks.table_depth(large, precision, 2) for precision in ("fp32", "int8", "int4")]
-        # 61 million parameters a block; the blocks of a stack take four times the cache or more.
-    assert depths == {0: [4, 10, 16], 32: [4, 4, 6], 256: [6, 16, 16], 10**6: [16, 16, 16]}
+    # 263 million parameters of the head, 61 a block, half of which the smallest stack has; what it reads is three times
+    # the cache or more.
+    assert depths == {0: [8, 8, 16], 32: [8, 8, 8], 256: [8, 16, 16], 10**6: [16, 16, 16]}
+    smallest = min(
+        sum(large.mlp_parameters(layer.mlp_width) for layer in design.layers)
+        for design in delivery_stacks.designs(large.with_layers(large.layers[:10]), 128, finer=True, whole_beside=True)
+        if design.name.startswith("three of five")
+    ) + 10 * large.attention_parameters(8, 32)
+    assert smallest / (10 * (large.mlp_parameters(8192) + large.attention_parameters(8, 32))) == pytest.approx(
+        0.5, abs=0.1
+    )
     mixed = large.with_layers((replace(large.layers[0], mlp_width=4096), *large.layers[1:]))
     assert delivery_stacks.table_depth(mixed, "int8", 2) == 16
 

@@ -89,6 +89,27 @@ def test_drift_from_turn_to_turn_changes_nothing(drifting: list[PanelRequest]) -
     assert times.seconds["prefill"][2] == pytest.approx(10 * times.seconds["decode"][2])
 
 
+def test_the_scale_is_that_of_the_first_stack_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group all are faster by a quarter (huge pages): their ratios count, the seconds are those of one alone."""
+    calls: list[PanelRequest] = []
+
+    def fake(request: PanelRequest) -> PanelReply:
+        calls.append(request)
+        faster = 0.8 if request.huge_pages else 1.0
+        tpot = [faster * float(Path(name).name) for name in request.directories]
+        return PanelReply(tuple((10 * each,) for each in tpot), tuple((each,) for each in tpot), {})
+
+    monkeypatch.setattr(stacks, "run_panel", fake)
+    times = time_stacks(stack(DENSE), fitted_stacks(), replace(RULER, alone=2, most=14, rounds=3), total=5)
+    alone = [call for call in calls if not call.huge_pages]
+    assert calls[:2] == alone
+    assert [call.directories for call in alone] == [(str(stack(DENSE).directory),)] * 2
+    for layers, found in zip(times.layers, times.seconds["decode"], strict=True):
+        assert found == pytest.approx(seconds(layers), rel=1e-9)
+    # Fourteen timings in all: two alone, so one round is left for four beside the base, and three for the last.
+    assert times.measurements == 2 + 5 + 3 * 2
+
+
 def test_tails_are_those_of_the_largest_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small stacks jitter more; a table from shallow stacks is timed with the whole model among the others."""
     shallow, few = DENSE[:2], stack((LayerShape(4, 2, 0), *DENSE[1:2]))
