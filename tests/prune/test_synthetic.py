@@ -31,11 +31,13 @@ MIXED = (LayerShape(0, 0, 64), LayerShape(3, 1, 0), LayerShape(6, 2, 80), LayerS
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("once", [False, True])
 def test_the_model_has_the_shape(
-    family: str, biases: tuple[str, ...], tied: bool, layers: tuple[LayerShape, ...]
+    family: str, biases: tuple[str, ...], tied: bool, layers: tuple[LayerShape, ...], once: bool
 ) -> None:
     shape = ModelShape(family, 64, 16, 100, tied, layers, biases, 128)
-    model = random_model(shape, seed=0)
+    model = random_model(shape, seed=0, once=once)
+    assert model.name_or_path == model.config.name_or_path == ""
     assert model_shape(model.config) == shape
     # `parameters()` yields a tied table once.
     assert sum(weight.numel() for weight in model.parameters()) == shape.parameters()
@@ -85,3 +87,16 @@ def test_a_shape_that_the_family_cannot_have() -> None:
     shape = dataclasses.replace(model_shape(tiny_model("gpt2").config), gated=True)
     with pytest.raises(BadInputError, match=r"family gpt2 has no model with .*nearest: .*gated=False"):
         random_model(shape, seed=0)
+
+
+def test_once_or_twice_initialised_weights_are_alike() -> None:
+    shape = ModelShape("llama", 64, 16, 1000, False, MIXED)
+    twice, once = (random_model(shape, seed=1, once=flag) for flag in (False, True))
+    assert type(once) is type(twice)
+    assert once.config.to_dict() == twice.config.to_dict()
+    found = dict(once.named_parameters())
+    for name, weight in twice.named_parameters():
+        # Of n Gaussian values the deviation is found to 1 / sqrt(2 n); five times that, with 1024 values or more 0.11.
+        assert float(found[name].detach().std()) == pytest.approx(float(weight.detach().std()), rel=0.11), name
+    for name, values in twice.named_buffers():
+        assert torch.equal(once.get_buffer(name), values), name
