@@ -143,7 +143,6 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
     layers, measurements = [base.layers], ruler.alone
     versions: dict[str, str] = {}
     of_base = _alone(base, ruler)
-    apart = bool(ruler.alone)
     ratios: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
     tails: list[tuple[tuple[LayerShape, ...], Tails]] = []
     while group := clock.built(waiting):
@@ -155,7 +154,7 @@ def time_stacks(base: ExportedStack, others: Iterable[ExportedStack], ruler: Rul
         measurements += rounds * (1 + len(group))
         for phase in PHASES:
             first, *rest = turns[phase]
-            if not apart:
+            if not ruler.alone:
                 of_base[phase] += first
             ratios[phase] += [midmean([a / b for a, b in zip(found, first, strict=True)]) for found in rest]
         if ruler.discard:

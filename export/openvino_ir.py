@@ -70,7 +70,7 @@ def export_graph_only(model: PreTrainedModel, path: Path) -> None:
 def graph_in_memory(model: PreTrainedModel) -> Any:
     """The `openvino.Model` that `export_graph_only` writes, unwritten; its constants are the weights of `model`.
 
-    Spares stacks that are compressed at once the writing of fp32 weights, most of which no timing ever reads.
+    Spares stacks that are compressed at once the writing of fp32 weights, which no timing reads.
 
     Args:
         model: as for `export_openvino`; must live as long as the graph does.
