@@ -11,7 +11,7 @@ from prune_export.errors import BadInputError
 from prune_export.records import SPARSE
 
 Phase = Literal["prefill", "decode"]
-# Mean errors of the roofline estimate, in seconds and in the ratio to the dense model, each the largest of the six
+# Mean errors of the roofline estimate, in seconds and in the ratio to the dense model, each the largest of the seven
 # that were measured, with two models' dimensions on three machines: docs/devices.md, "How far predictions were off".
 ROOFLINE_ERRORS: dict[Phase, tuple[float, float]] = {"prefill": (0.897, 0.112), "decode": (0.724, 0.084)}
 
