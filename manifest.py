@@ -126,8 +126,9 @@ class ParityRecord:
             torch's over all checks; of a step whose largest logit L is above 30, divided by L / 30.
         tolerance: the limit on it.
         checks: name of each check to its largest error.
-        greedy_tokens: tokens generated greedily in the delivered precision.
-        greedy_agreement: share of them that equal torch's before the first difference.
+        greedy_tokens: greedy tokens that were compared, in the delivered precision.
+        greedy_agreement: share of torch's that it chooses too, each after torch's before it.  Of an earlier version:
+            that it generates before the first difference, never more.
         prompt: token ids that they continue.
         nll_error: mean token NLL of the delivered precision minus torch's, on held-out text.
         continuation: torch's greedy continuation of the prompt; empty in deliveries of earlier versions.

@@ -40,7 +40,7 @@ def score_ir(
     progress: Progress,
     scratch: Path,
 ) -> Found:
-    """Share of torch's greedy tokens that the export generates too before the first difference; NLL of them, windows.
+    """Share of torch's greedy tokens that the export chooses too, each after torch's; NLL of them, windows.
 
     Args:
         directory: holds the exported model.

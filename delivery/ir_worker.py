@@ -56,7 +56,7 @@ class Found:
     Attributes:
         errors: check to its largest logit error.
         tolerance: the limit on it.
-        agreement: share of the expected tokens that are the same.
+        agreement: share of the expected tokens that are chosen too, each after those before it.
         continuation_nll: mean token NLL of the prompt and the expected tokens.
         nll: mean token NLL of each window.
         tokens: greedy continuation.

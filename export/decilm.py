@@ -17,7 +17,7 @@ from prune_export.errors import ParityError
 from prune_export.export import configuration_decilm
 from prune_export.export.decilm_layout import Block, block_configs, blocks_of, width_of
 from prune_export.export.gate import TOLERANCE
-from prune_export.export.parity import greedy_tokens_of, torch_reference
+from prune_export.export.parity import greedy_tokens_of, torch_agreement, torch_reference
 from prune_export.export.quiet import quiet
 from prune_export.prune.families import FAMILIES, pruned_classes
 from prune_export.prune.loading import CONFIG, GENERATION_CONFIG, empty_model, fill, weight_files
@@ -94,8 +94,8 @@ def check_decilm(
         new_tokens: its length.
 
     Returns:
-        The largest logit error of each check, the limit on it, and the share of greedy tokens that are the same before
-        the first difference.
+        The largest logit error of each check, the limit on it, and the share of the model's greedy tokens that what is
+        described chooses too, each after those before it.
 
     Raises:
         ParityError: an error is over the limit or not finite.
@@ -111,9 +111,8 @@ def check_decilm(
                 f'parity check "{name}": what {directory.name} describes differs from the checkpoint, largest logit '
                 f"error {errors[name]:.2g}, the limit is {TOLERANCE:.0e}: export again"
             )
-    tokens = [greedy_tokens_of(item, prompt, new_tokens=new_tokens) for item in (described, model)]
-    differing = [at for at, pair in enumerate(zip(*tokens, strict=True)) if pair[0] != pair[1]]
-    return errors, TOLERANCE, (differing[0] if differing else new_tokens) / max(1, new_tokens)
+    expected = greedy_tokens_of(model, prompt, new_tokens=new_tokens)
+    return errors, TOLERANCE, torch_agreement(described, prompt, expected)
 
 
 def round_weights(model: Any, dtype: torch.dtype) -> None:

@@ -137,7 +137,10 @@ def ir_greedy_agreement(
     precision: str,
     threads: int = 0,
 ) -> float:
-    """Share of `expected` that an exported model generates too before its first different token.
+    """Share of `expected` that an exported model chooses too, each after the expected tokens before it.
+
+    It is 1 exactly where the model generates the same by itself.  A near tie that rounds otherwise costs one token, not
+    all that would follow it.
 
     Args:
         directory: holds the exported model.
@@ -147,9 +150,7 @@ def ir_greedy_agreement(
         threads: threads of the runtime; 0 leaves the choice to it.
     """
     runner = open_runner(directory, precision=precision, threads=threads)
-    tokens = greedy(runner.step, np.asarray(prompt_ids, dtype=np.int64), len(expected))
-    differing = [index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]]
-    return (differing[0] if differing else len(tokens)) / max(1, len(tokens))
+    return agreement(runner.step, np.asarray(prompt_ids, dtype=np.int64), expected)
 
 
 def check_nll(error: float, *, precision: str, name: str, cache: str = "") -> None:
@@ -192,8 +193,21 @@ def parity_record(
     )
 
 
-def greedy(call: Callable[[Step], NDArray[np.float32]], prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
-    """Greedy continuation of a prompt [T] through a function that appends a step and gives its logits."""
+def greedy(
+    call: Callable[[Step], NDArray[np.float32]],
+    prompt: NDArray[np.int64],
+    new_tokens: int,
+    *,
+    fed: Sequence[int] | None = None,
+) -> list[int]:
+    """Greedy continuation of a prompt [T] through a function that appends a step and gives its logits.
+
+    Args:
+        call: the function.
+        prompt: token ids.
+        new_tokens: tokens to choose.
+        fed: tokens to go on with in place of the chosen ones.
+    """
     tokens: list[int] = []
     ids, past = prompt[None, :], 0
     while len(tokens) < new_tokens:
@@ -201,8 +215,17 @@ def greedy(call: Callable[[Step], NDArray[np.float32]], prompt: NDArray[np.int64
         positions = np.arange(past, length, dtype=np.int64)[None, :]
         logits = call(Step(ids, np.ones((1, length), dtype=np.int64), positions))
         tokens.append(int(logits[0, -1].argmax()))
-        ids, past = np.array([[tokens[-1]]], dtype=np.int64), length
+        following = tokens if fed is None else fed
+        ids, past = np.array([[following[len(tokens) - 1]]], dtype=np.int64), length
     return tokens
+
+
+def agreement(call: Callable[[Step], NDArray[np.float32]], prompt: NDArray[np.int64], expected: Sequence[int]) -> float:
+    """Share of a continuation's tokens that `call` chooses too, each after the expected ones before it; 1 of none."""
+    if not expected:
+        return 1.0
+    tokens = greedy(call, prompt, len(expected), fed=expected)
+    return sum(ours == theirs for ours, theirs in zip(tokens, expected, strict=True)) / len(expected)
 
 
 def _error(name: str, ours: NDArray[np.float32], theirs: NDArray[np.float32], real: NDArray[np.bool_]) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prune_export.export.checks import LAST, LONGEST, Step, parity_checks, unreached
-from prune_export.export.gate import KEPT, Reference, check_against, greedy, ir_greedy_agreement
+from prune_export.export.gate import KEPT, Reference, agreement, check_against, greedy, ir_greedy_agreement
 from prune_export.export.onnx_read import rotary_rows
 from prune_export.prune.families import family_of
 from prune_export.prune.shapes import model_shape
@@ -63,6 +63,17 @@ def greedy_tokens_of(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray
     return greedy(_stepper(model, kept=1).step, np.asarray(prompt_ids, dtype=np.int64), new_tokens)
 
 
+def torch_agreement(model: PreTrainedModel, prompt_ids: Sequence[int] | NDArray[Any], expected: Sequence[int]) -> float:
+    """Share of `expected` that a torch model chooses too, each after the expected tokens before it.
+
+    Args:
+        model: in evaluation mode.
+        prompt_ids: [T].
+        expected: greedy continuation of that prompt.
+    """
+    return agreement(_stepper(model, kept=1).step, np.asarray(prompt_ids, dtype=np.int64), expected)
+
+
 def greedy_agreement(
     model: PreTrainedModel,
     directory: Path,
@@ -71,7 +82,7 @@ def greedy_agreement(
     prompt_ids: Sequence[int] | NDArray[Any],
     new_tokens: int = 128,
 ) -> float:
-    """Share of torch's greedy tokens that the IR generates too before the first difference, in the delivered precision.
+    """Share of torch's greedy tokens that the IR chooses too, each after torch's, in the delivered precision.
 
     Args:
         model: the model that was exported.

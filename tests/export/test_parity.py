@@ -17,7 +17,7 @@ from prune_export.errors import ParityError
 from prune_export.export.checks import Step
 from prune_export.export.gate import TOLERANCE, ir_greedy_agreement, parity_record
 from prune_export.export.openvino_ir import export_graph_only
-from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of, unchecked
+from prune_export.export.parity import check_parity, greedy_agreement, greedy_tokens_of, torch_agreement, unchecked
 from prune_export.export.runner import open_runner
 from prune_export.manifest import OPENVINO_RECORD
 from prune_export.shape import ModelShape
@@ -153,12 +153,19 @@ def test_greedy_tokens_are_those_of_generate(exported: Exported) -> None:
     assert greedy_tokens_of(exported.model, prompt, new_tokens=16) == expected[0, len(prompt) :].tolist()
 
 
-def test_agreement_counts_up_to_the_first_difference(llama: Exported) -> None:
+def test_agreement_is_of_each_token_after_the_expected_ones(llama: Exported) -> None:
+    """Counted by hand from whole prefixes, without a cache: what follows a different token is compared as well."""
     prompt = llama.prompt()
     tokens = greedy_tokens_of(llama.model, prompt, new_tokens=16)
     assert ir_greedy_agreement(llama.directory, prompt, tokens, precision="fp32") == 1.0
     wrong = [*tokens[:4], (tokens[4] + 1) % 320, *tokens[5:]]
-    assert ir_greedy_agreement(llama.directory, prompt, wrong, precision="fp32") == 4 / 16
+    whole = torch.tensor([[*prompt.tolist(), *wrong]])
+    with torch.inference_mode():
+        chosen = llama.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+    expected = sum(ours == theirs for ours, theirs in zip(chosen, wrong, strict=True)) / 16
+    assert 4 / 16 < expected < 1
+    assert ir_greedy_agreement(llama.directory, prompt, wrong, precision="fp32") == expected
+    assert torch_agreement(llama.model, prompt, wrong) == expected
 
 
 def test_agreement_ends_where_the_context_ends(llama: Exported) -> None:

@@ -164,7 +164,8 @@ def test_int8_loads_and_generates_in_genai(
     config.ignore_eos = True
     tokens = list(pipeline.generate(openvino.Tensor(llama.prompt()[None, :]), config).tokens[0])
     assert len(tokens) == 8
-    assert ir_greedy_agreement(directory, llama.prompt(), tokens, precision="int8") >= 0.125
+    # The runtime's default is not GenAI's f32 here: a near tie may fall otherwise.
+    assert ir_greedy_agreement(directory, llama.prompt(), tokens, precision="int8") >= 0.75
 
 
 def test_companions_are_copied_and_the_cache_hint_is_dropped(
