@@ -41,6 +41,24 @@ class Subject:
     through: Through = "session"
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """How many fresh processes time each artifact, and how long each of them.
+
+    Attributes:
+        least: processes for each subject.
+        settled: asked after `least` rounds, and after every further one, whether the measurements so far are enough;
+            None for no further rounds.
+        most: ends the further rounds.
+        samples: of later tokens that a process should leave (`timing.repeats_for`); None for those of a tpot p90.
+    """
+
+    least: int
+    settled: Callable[[Sequence[Measurement]], bool] | None = None
+    most: int = 0
+    samples: int | None = None
+
+
 def measure(
     directory: Path,
     *,
@@ -72,7 +90,7 @@ def measure(
         [Subject(directory, precision)],
         profile=profile,
         workload=workload,
-        rounds=processes,
+        rounds=Rounds(processes),
         threads=threads,
         sample_memory=sample_memory,
         progress=progress,
@@ -84,14 +102,11 @@ def measure_together(
     *,
     profile: DeviceProfile,
     workload: Workload,
-    rounds: int,
+    rounds: Rounds,
     threads: int = 0,
     sample_memory: bool = True,
-    progress: Progress | None = None,
-    settled: Callable[[Sequence[Measurement]], bool] | None = None,
-    most_rounds: int = 0,
     together_bytes: int | None = None,
-    samples: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
     """Times several artifacts in turns, so that what slows the machine slows all of them alike.
 
@@ -100,14 +115,10 @@ def measure_together(
     way round.
 
     Args:
-        subjects: the artifacts; further rounds are of the first two.
+        subjects: the artifacts; further rounds are of the first two alone.
         profile, workload, threads, sample_memory, progress: as in `measure`.
-        rounds: processes for each subject.
-        settled: asked after `rounds` rounds, and after every further one, whether the samples so far are enough;
-            further rounds are of the first two subjects alone.
-        most_rounds: ends the further rounds.
+        rounds: how many and how long.
         together_bytes: weights, in bytes, of what may stand in memory together; None takes a quarter of what is free.
-        samples: of later tokens that a process should leave (`timing.repeats_for`); None for those of a tpot p90.
 
     Returns:
         One measurement a subject, in order, with the samples of its rounds one after the other; round r holds
@@ -116,20 +127,21 @@ def measure_together(
     Raises:
         BadInputError, PruneExportError: as in `measure`.
     """
-    if samples is None:
-        samples = samples_for("tpot", "p90", workload)
+    samples = samples_for("tpot", "p90", workload) if rounds.samples is None else rounds.samples
     requests = [replace(_request(subject, profile, workload, threads), samples=samples) for subject in subjects]
     sampled = [index for index, subject in enumerate(subjects) if sample_memory and subject.sample_memory]
     groups = standing_together([subject.directory for subject in subjects], together_bytes, device=profile.device)
     replies: list[list[Reply]] = [[] for _ in subjects]
     done = 0
-    total = rounds * len(subjects) + len(sampled)
-    for turn in range(max(rounds, most_rounds)):
-        if turn >= rounds and (settled is None or settled(_measurements(requests, replies, profile))):
+    total = rounds.least * len(subjects) + len(sampled)
+    for turn in range(max(rounds.least, rounds.most)):
+        if turn >= rounds.least and (
+            rounds.settled is None or rounds.settled(_measurements(requests, replies, profile))
+        ):
             break
-        if turn == rounds:
+        if turn == rounds.least:
             groups = [pair for group in groups if (pair := [index for index in group if index < _JUDGED])]
-        total += sum(map(len, groups)) if turn >= rounds else 0
+        total += sum(map(len, groups)) if turn >= rounds.least else 0
         for group in groups if turn % 2 == 0 else [_other_way(group) for group in groups[::-1]]:
 
             def tell(share: float, group: Sequence[int] = group, done: int = done, total: int = total) -> None:

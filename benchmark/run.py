@@ -11,7 +11,7 @@ from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import PairedRatio, drift_warning, paired_ratio
 from prune_export.benchmark.devices import device_fingerprint
 from prune_export.benchmark.integrity import check_model_files
-from prune_export.benchmark.measure import Subject, check_measurable, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, check_measurable, measure_together
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.worker import Through
@@ -81,7 +81,7 @@ def run_benchmark(
     for batch in batches:
         check_measurable(subjects, profile, replace(fitted, batch=batch), threads)
     measured = measure_together(
-        subjects, profile=profile, workload=fitted, rounds=rounds, threads=threads, progress=progress
+        subjects, profile=profile, workload=fitted, rounds=Rounds(rounds), threads=threads, progress=progress
     )
     if warning := drift_warning(measured[-1], "tpot"):  # of the one compared with, where there is one
         notes.append(warning)
@@ -96,7 +96,7 @@ def run_benchmark(
             subjects,
             profile=profile,
             workload=replace(fitted, batch=batch),
-            rounds=1,
+            rounds=Rounds(1),
             threads=threads,
             sample_memory=False,
             progress=progress,

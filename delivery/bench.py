@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prune_export.benchmark.compare import drift_warning
-from prune_export.benchmark.measure import Subject, measure_together, standing_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together, standing_together
 from prune_export.benchmark.timing import samples_for
 from prune_export.delivery.request import Job, Variant
 from prune_export.delivery.resources import free_memory
@@ -53,14 +53,16 @@ def measured(
             [Subject(item.directory, item.precision, sample_memory=not _known_peak(item)) for item in variants],
             profile=job.profile,
             workload=job.workload,
-            rounds=rounds,
+            rounds=Rounds(
+                rounds,
+                settled=(lambda found: _error(job, found) <= LARGEST_ERROR) if judged else None,
+                most=MOST_ROUNDS if judged else rounds,
+                samples=max(samples_wanted(each, job.workload) for each in (job.request.target, *job.request.further)),
+            ),
             threads=job.threads,
             sample_memory=sample_memory,
-            progress=job.progress,
-            settled=(lambda found: _error(job, found) <= LARGEST_ERROR) if judged else None,
-            most_rounds=MOST_ROUNDS if judged else rounds,
             together_bytes=together,
-            samples=max(samples_wanted(target, job.workload) for target in (job.request.target, *job.request.further)),
+            progress=job.progress,
         )
     if judged and (error := _error(job, results)) > LARGEST_ERROR:
         job.progress.note(

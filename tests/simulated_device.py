@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prune_export.benchmark import stacks
-from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.measure import Rounds, Subject
 from prune_export.benchmark.panel_worker import PanelReply, PanelRequest
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.stacks import ExportedStack
@@ -27,7 +27,7 @@ FIXED_S, PER_BYTE_S = 1e-3, 1e-8
 
 
 def fake_measure_together(
-    subjects: Sequence[Subject], *, rounds: int, workload: Workload, **_: Any
+    subjects: Sequence[Subject], *, rounds: Rounds, workload: Workload, **_: Any
 ) -> list[Measurement]:
     """A device without noise: every token takes a fixed time and a time for each byte of the weights."""
     results = []
@@ -39,8 +39,8 @@ def fake_measure_together(
             Measurement(
                 artifact=str(subject.directory), profile="host", host={"processor": "simulated", "cores": "1"},
                 runtime=found.runtime.name, precision=subject.precision, threads=1, workload=workload,
-                ttft_s=(10 * seconds,) * rounds, itl_s=(seconds,) * rounds * (workload.new_tokens - 1),
-                load_s=(0.1,) * rounds, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
+                ttft_s=(10 * seconds,) * rounds.least, itl_s=(seconds,) * rounds.least * (workload.new_tokens - 1),
+                load_s=(0.1,) * rounds.least, weights_bytes=weights, peak_rss_bytes=10_000_000 + 2 * weights,
                 rss_rise_bytes=2 * weights, versions={},
             )
         )  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import ModelCard
 from simulated_device import FIXED_S, Interrupting, fake_measure_together  # type: ignore[import-not-found]
 
-from prune_export.benchmark.measure import Subject
+from prune_export.benchmark.measure import Rounds, Subject
 from prune_export.deliver import deliver
 from prune_export.delivery import bench, workshop
 from prune_export.delivery.report import write_report
@@ -173,7 +173,7 @@ def test_a_burst_in_one_round_changes_nothing_of_a_speedup(
 
     def bursting(subjects: Sequence[Subject], **settings: Any) -> list[Measurement]:
         # As many as follow where four disagree.
-        measured = fake_measure_together(subjects, **settings | {"rounds": 8})
+        measured = fake_measure_together(subjects, **settings | {"rounds": Rounds(8)})
         for index, turn in bursts:
             if len(measured) > 1:
                 measured[index] = slowed(measured[index], turn=turn, factor=1.8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prune_export.benchmark.compare import per_round
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together
 from prune_export.deliver import deliver
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.verdict import judged
@@ -36,7 +36,7 @@ def test_a_measured_speedup_holds_when_measured_again(tmp_path: Path) -> None:
     assert measurement is not None
     baseline, again = measure_together(
         [Subject(dense.directory / IR_FOLDER, "fp32"), Subject(delivery.directory / IR_FOLDER, "fp32")],
-        profile=load_profile("host"), workload=measurement.workload, rounds=5, sample_memory=False,
+        profile=load_profile("host"), workload=measurement.workload, rounds=Rounds(5), sample_memory=False,
     )  # fmt: skip
     spread = per_round(baseline, "tpot", "p90")
     noise = max(spread) / min(spread)

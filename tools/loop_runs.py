@@ -29,7 +29,7 @@ from typing import get_args
 from prune_export.api import export
 from prune_export.benchmark.artifact import context_length
 from prune_export.benchmark.compare import per_round
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together
 from prune_export.deliver import deliver
 from prune_export.delivery.bench import samples_wanted
 from prune_export.delivery.request import PRECISIONS, Request, SearchSettings
@@ -222,9 +222,8 @@ def targets(
             subjects,
             profile=load_profile(base.device),
             workload=workload,
-            rounds=ROUNDS,
+            rounds=Rounds(ROUNDS, samples=samples_wanted(aim, workload)),
             sample_memory=aim.metric == "memory",
-            samples=samples_wanted(aim, workload),
         )
         record.write_text(json.dumps(min(figure_of(aim, item) for item in found)), encoding="utf8")
     relative = [replace(aim, speedup=factor) for factor in speedups]
@@ -270,10 +269,9 @@ def measured_again(run: Run, manifest: Manifest, output: Path, dense: Path, devi
         [Subject(dense / precision, precision), Subject(output / IR_FOLDER, precision)],
         profile=load_profile(device),
         workload=measurement.workload,
-        rounds=ROUNDS,
+        rounds=Rounds(ROUNDS, samples=samples_wanted(target, measurement.workload)),
         threads=measurement.threads,
         sample_memory=target.metric == "memory",
-        samples=samples_wanted(target, measurement.workload),
     )
     found = judged(target, baseline=baseline, variant=again)
     noise = 2 * rounds_error(target, baseline=baseline, variant=again)

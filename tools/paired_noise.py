@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from prune_export.benchmark.compare import PairedRatio, paired_ratio
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together
 from prune_export.profiles.load import load_profile
 from prune_export.target import parse_workload
 
@@ -38,7 +38,7 @@ def main() -> None:
                 [Subject(arguments.artifact, arguments.precision)] * 2,
                 profile=load_profile(arguments.device),
                 workload=parse_workload(arguments.workload),
-                rounds=2,
+                rounds=Rounds(2),
                 sample_memory=False,
                 together_bytes=most,
             )

@@ -16,7 +16,7 @@ import pytest
 
 from prune_export.benchmark import process
 from prune_export.benchmark.child import converse
-from prune_export.benchmark.measure import Subject, measure, measure_together, standing_together
+from prune_export.benchmark.measure import Rounds, Subject, measure, measure_together, standing_together
 from prune_export.benchmark.memory import watch_memory
 from prune_export.benchmark.process import run_in_turns, run_worker
 from prune_export.benchmark.worker import Reply, Request
@@ -67,7 +67,7 @@ def test_artifacts_that_do_not_fit_together_run_one_after_the_other(
         [Subject(tiny_ir, "fp32"), Subject(tiny_ir, "int8")],
         profile=HOST,
         workload=WORKLOAD,
-        rounds=2,
+        rounds=Rounds(2),
         threads=1,
         together_bytes=0,
     )
@@ -110,7 +110,7 @@ def test_artifacts_that_fit_together_take_turns(tiny_ir: Path, monkeypatch: pyte
     monkeypatch.setattr("prune_export.benchmark.measure.run_in_turns", several)
     subjects = [Subject(tiny_ir, precision) for precision in ("fp32", "int8", "int4")]
     size = (tiny_ir / "openvino_model.bin").stat().st_size
-    settings = {"profile": HOST, "workload": WORKLOAD, "rounds": 2, "threads": 1}
+    settings = {"profile": HOST, "workload": WORKLOAD, "rounds": Rounds(2), "threads": 1}
     found = measure_together(subjects, together_bytes=2 * size, **settings)
     both, alone = [("fp32", None), ("int8", None)], [("int4", None)]
     assert asked == [both, alone, [("int4", 2)], [("int8", 4), ("fp32", 3)]]  # the other way round
@@ -263,10 +263,8 @@ def test_rounds_are_added_until_they_settle(tiny_ir: Path, monkeypatch: pytest.M
             [Subject(tiny_ir, "fp32")],
             profile=HOST,
             workload=WORKLOAD,
-            rounds=2,
+            rounds=Rounds(2, settled_after(wanted), most=5),
             threads=1,
-            settled=settled_after(wanted),
-            most_rounds=5,
         )
         assert (seen, len(found.load_s)) == (asked, rounds)
         assert modes == ["time"] * rounds + ["memory"]
@@ -284,11 +282,9 @@ def test_further_rounds_are_of_the_first_two(tiny_ir: Path, monkeypatch: pytest.
         [Subject(tiny_ir, "fp32")] * 3,
         profile=HOST,
         workload=WORKLOAD,
-        rounds=2,
+        rounds=Rounds(2, lambda found: len(found[0].load_s) == 4, most=9),
         threads=1,
         sample_memory=False,
-        settled=lambda found: len(found[0].load_s) == 4,
-        most_rounds=9,
     )
     # Two alone might take more turns than the three did: figures are cut by one number.
     assert asked == [(3, None), (3, 3), (2, 3), (2, 3)]
@@ -307,8 +303,8 @@ def test_rounds_of_which_some_had_no_turns_are_not_cut(tiny_ir: Path, monkeypatc
         "prune_export.benchmark.measure.run_in_turns", lambda requests, *_: [reply(3) for _ in requests]
     )
     found = measure_together(
-        [Subject(tiny_ir, "fp32")] * 3, profile=HOST, workload=WORKLOAD, rounds=1, threads=1, sample_memory=False,
-        settled=lambda _: False, most_rounds=2,
+        [Subject(tiny_ir, "fp32")] * 3, profile=HOST, workload=WORKLOAD, threads=1, sample_memory=False,
+        rounds=Rounds(1, lambda _: False, most=2),
     )  # fmt: skip
     assert [item.turns for item in found] == [1, 1, 3]
 

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prune_export.benchmark import ort_session
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together
 from prune_export.benchmark.ort_session import OrtSession
 from prune_export.benchmark.run import run_benchmark
 from prune_export.benchmark.runtimes import RUNTIMES, find_model
@@ -187,7 +187,7 @@ def test_both_runtimes_are_measured_beside_each_other(tiny_onnx: Path, tiny_ir: 
         [Subject(tiny_onnx, "fp32"), Subject(tiny_ir, "fp32")],
         profile=load_profile("host"),
         workload=Workload(1, 8, 4, 0, 1),
-        rounds=1,
+        rounds=Rounds(1),
         threads=1,
     )
     assert [item.runtime for item in measured] == ["onnxruntime", "openvino"]

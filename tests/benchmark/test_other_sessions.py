@@ -17,7 +17,7 @@ from prune_export.api import export, load
 from prune_export.benchmark import affinity, measure
 from prune_export.benchmark.checkpoint_files import CONFIG_NAME, checkpoint_bytes, checkpoint_precision
 from prune_export.benchmark.genai_session import OpenVINOPipeline, OrtPipeline
-from prune_export.benchmark.measure import Subject, measure_together
+from prune_export.benchmark.measure import Rounds, Subject, measure_together
 from prune_export.benchmark.openvino_session import OpenVINOSession
 from prune_export.benchmark.run import render_text, run_benchmark
 from prune_export.benchmark.runtimes import find_model
@@ -147,7 +147,7 @@ def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: P
         [Subject(exported / name, "int8", through="genai") for name in ("openvino", "onnx")],
         profile=HOST,
         workload=WORKLOAD,
-        rounds=1,
+        rounds=Rounds(1),
         threads=1,
     )
     assert [item.runtime for item in found] == ["openvino-genai", "onnxruntime-genai"]
@@ -158,7 +158,7 @@ def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: P
     with pytest.raises(BadInputError, match=r"batch 2: the pipeline .*: take batch 1, or --through session"):
         measure_together(
             [Subject(exported / "openvino", "int8", through="genai")],
-            profile=HOST, workload=Workload(batch=2, prompt_tokens=8, new_tokens=5), rounds=1, threads=1,
+            profile=HOST, workload=Workload(batch=2, prompt_tokens=8, new_tokens=5), rounds=Rounds(1), threads=1,
         )  # fmt: skip
     with pytest.raises(BadInputError, match="is a checkpoint, which no GenAI pipeline runs: export it first"):
         run_benchmark(checkpoint, profile=HOST, workload=WORKLOAD, through="genai", threads=1)
@@ -205,7 +205,7 @@ def test_the_cpus_of_a_measurement_are_recorded(checkpoint: Path, exported: Path
     directory = checkpoint if runtime == "checkpoint" else exported / runtime
     for threads in (1, len(core_cpus())):
         (found,) = measure_together(
-            [Subject(directory, "fp32")], profile=HOST, workload=WORKLOAD, rounds=1, threads=threads,
+            [Subject(directory, "fp32")], profile=HOST, workload=WORKLOAD, rounds=Rounds(1), threads=threads,
             sample_memory=False,
         )  # fmt: skip
         assert found.options["affinity"] == ",".join(map(str, core_cpus()[:threads]))

@@ -61,10 +61,10 @@ def variants() -> list[Variant]:
 def test_rounds_go_on_until_what_they_say_is_certain(job: Any, asked: dict[str, Any], make_measurement: Make) -> None:
     asked["rounds_s"] = CERTAIN
     bench.measured(job, variants(), title="", judged=True)
-    assert (asked["rounds"], asked["most_rounds"], asked["samples"]) == (4, 10, 72)
+    assert (asked["rounds"].least, asked["rounds"].most, asked["rounds"].samples) == (4, 10, 72)
     for rounds_s, enough in ((CERTAIN, True), (UNCERTAIN, False)):
         found = [of_rounds(make_measurement, (1.0,) * 5), of_rounds(make_measurement, rounds_s)]
-        assert asked["settled"](found) == enough
+        assert asked["rounds"].settled(found) == enough
     assert job.notes == []
 
 
@@ -77,8 +77,8 @@ def test_the_user_is_told_how_uncertain_a_busy_machine_is(job: Any, asked: dict[
     )
     job.notes.clear()
     bench.measured(job, variants(), title="")
-    assert asked["settled"] is None
-    assert asked["most_rounds"] == 4
+    assert asked["rounds"].settled is None
+    assert asked["rounds"].most == 4
     assert job.notes == []
 
 
@@ -86,7 +86,7 @@ def test_a_process_leaves_as_many_samples_as_the_target_that_wants_the_most(job:
     asked["rounds_s"] = CERTAIN
     job.request.further = (Target("memory", 1.0), Target("ttft", 1.0, "p90"))
     bench.measured(job, variants(), title="")
-    assert asked["samples"] == 360 * 10
+    assert asked["rounds"].samples == 360 * 10
     job.request.further, job.request.target = (), Target("memory", 1.0, "p99")
     bench.measured(job, variants(), title="")
-    assert asked["samples"] == 72
+    assert asked["rounds"].samples == 72
