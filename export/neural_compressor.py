@@ -178,7 +178,7 @@ def _make_ready(model: Any, layers: Mapping[str, nn.Module], groups: Mapping[str
 
 
 def _import_in(folder: str) -> None:
-    """The library makes a folder in the current directory when it is imported.
+    """The library makes a folder in the current directory when it is imported, or when it first works: it gets another.
 
     Raises:
         BadInputError: it cannot be imported; without its extra it declares no dependencies.
@@ -186,6 +186,8 @@ def _import_in(folder: str) -> None:
     try:
         with contextlib.chdir(folder):
             import neural_compressor.torch.quantization  # noqa: F401
+            from neural_compressor.common import options
+        options.workspace = folder
     except ImportError as error:
         raise BadInputError(f"Neural Compressor cannot be imported ({_first_line(error)}): {_INSTALL}") from error
 

@@ -56,13 +56,18 @@ def values_of(module: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_integers_it_chose_are_in_both_formats(method: str, tmp_path: Path, packed: list[Any]) -> None:
+def test_the_integers_it_chose_are_in_both_formats(
+    method: str, tmp_path: Path, packed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if method == "autoround" and importlib.util.find_spec("auto_round") is None:
         pytest.skip("needs auto-round")
     model = make_model(make_shape("llama", LAYERS))
     options = RoundingOptions(method, 64)
     copy = make_model(make_shape("llama", LAYERS))
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")  # where the library would leave a folder when a method is first used
     rounded = round_weights(copy, options, TEXT if options.needs_text else None)
+    assert list(Path().iterdir()) == []
     fitting = {name for name in linear_layers(model) if not name.endswith("3.mlp.down_proj")}
     if method == "autoround":  # rounds no matrix whose outputs 32 does not divide
         fitting = {name for name in fitting if "layers.3" not in name}
