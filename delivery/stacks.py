@@ -156,7 +156,7 @@ def build_stack(
     """
     if format == _CHECKPOINT and precision not in DTYPES:
         raise BadInputError(f"precision {precision}: torch is timed in {', '.join(DTYPES)}")
-    model = random_model(shape.with_layers(design.layers), seed=seed, once=True)
+    model = random_model(shape.with_layers(design.layers), seed=seed)
     if format == _CHECKPOINT:
         save_checkpoint(model, None, directory, dtype=getattr(torch, DTYPES[precision]))
     else:

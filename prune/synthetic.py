@@ -19,7 +19,7 @@ KNOWN_SHAPES = {
 }
 
 
-def random_model(shape: ModelShape, *, seed: int, once: bool = False) -> PreTrainedModel:
+def random_model(shape: ModelShape, *, seed: int) -> PreTrainedModel:
     """A model of `shape` with the family's own random initialisation, in fp32 and evaluation mode.
 
     A shape whose layers are all alike gives the family's stock class, any other the pruned class.  The global random
@@ -28,8 +28,6 @@ def random_model(shape: ModelShape, *, seed: int, once: bool = False) -> PreTrai
     Args:
         shape: dimensions; its family must be in the family table.
         seed: of the weights.
-        once: initialise once, in less than half of the time.  The constructor does it twice, torch's way first, which
-            draws other values from the same seed.
 
     Raises:
         BadInputError: unknown family, no attention, or biases that the family cannot have.
@@ -52,15 +50,11 @@ def random_model(shape: ModelShape, *, seed: int, once: bool = False) -> PreTrai
         raise BadInputError(f"family {family.name} has no model with {shape}; nearest: {model_shape(config)}")
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        model: PreTrainedModel = _initialized_once(model_class, config) if once else model_class(config)
-    model.eval()
-    return model
-
-
-def _initialized_once(model_class: Any, config: Any) -> PreTrainedModel:
-    """As from a checkpoint that lacks every tensor."""
-    model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict={}, dtype=torch.float32)
+        # As from a checkpoint that lacks every tensor: the constructor initialises torch's way first and then again, in
+        # more than twice the time.
+        model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict={}, dtype=torch.float32)
     model.name_or_path = model.config.name_or_path = ""  # there is no such checkpoint
+    model.eval()
     return model
 
 
