@@ -178,7 +178,7 @@ def _make_ready(model: Any, layers: Mapping[str, nn.Module], groups: Mapping[str
 
 
 def _import_in(folder: str) -> None:
-    """The library makes a folder in the current directory when it is imported, or when it first works: it gets another.
+    """Imports the library; the folders that it makes in the current directory, now and at first use, lie in `folder`.
 
     Raises:
         BadInputError: it cannot be imported; without its extra it declares no dependencies.
