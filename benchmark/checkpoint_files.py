@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_export.errors import BadInputError
+from prune_export.export_record import EXPORT_FILE
 
 CONFIG_NAME = "config.json"
 _TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -20,6 +21,8 @@ def check_checkpoint(config: Path) -> None:
     Raises:
         BadInputError: there are none.
     """
+    if not _weights(config) and (config.parent / EXPORT_FILE).is_file():
+        raise BadInputError(f"{config.parent} is an export whose model file is missing: copy or export it again")
     if not _weights(config):
         raise BadInputError(f"{config.parent} has no safetensors weights: give a checkpoint, or export it first")
 

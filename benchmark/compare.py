@@ -122,12 +122,23 @@ def drift(baseline: Measurement, metric: str, statistic: str = "p50") -> float:
     return max(abs(value / values[0] - 1.0) for value in values)
 
 
-def drift_warning(baseline: Measurement, metric: str, statistic: str = "p50") -> str:
-    """One line if the baseline moved by more than 3%, else empty."""
+def drift_warning(baseline: Measurement, metric: str, statistic: str = "p50", *, compared: bool = True) -> str:
+    """One line if the baseline moved by more than 3%, else empty.
+
+    Args:
+        baseline: what is watched.
+        metric, statistic: its figure.
+        compared: something was measured beside it, so there is a paired ratio.
+    """
     moved = drift(baseline, metric, statistic)
     if moved <= DRIFT_LIMIT:
         return ""
+    whose, remedy = (
+        ("the baseline's own", "trust the paired ratio alone")
+        if compared
+        else ("the model's", "measure again, or beside another one with --compare")
+    )
     return (
-        f"the baseline's own {metric} {statistic} moved by {moved:.1%} over {len(baseline.load_s)} rounds "
-        f"(limit {DRIFT_LIMIT:.0%}): the machine is busy or throttling, trust the paired ratio alone"
+        f"{whose} {metric} {statistic} moved by {moved:.1%} over {len(baseline.load_s)} rounds "
+        f"(limit {DRIFT_LIMIT:.0%}): the machine is busy or throttling, {remedy}"
     )

@@ -13,15 +13,15 @@ from prune_export.hashes import FileRecord
 from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest
 
 
-def check_model_files(found: Found) -> None:
+def check_model_files(found: Found) -> bool:
     """Compares a model's files with their hashes, where a manifest or an export record has them.
 
     See `check_folder`.
     """
-    check_folder(found.path.parent, format=found.runtime.format)
+    return check_folder(found.path.parent, format=found.runtime.format)
 
 
-def check_folder(folder: Path, *, format: str) -> None:
+def check_folder(folder: Path, *, format: str) -> bool:
     """Compares the files in a model's folder with their hashes, where a manifest or an export record has them.
 
     A figure is of the artifact that it is reported for, or of none.  What the record does not name, and what lies
@@ -30,6 +30,9 @@ def check_folder(folder: Path, *, format: str) -> None:
     Args:
         folder: of the model.
         format: "openvino", "onnx" or "checkpoint", which a delivery's folders are named after.
+
+    Returns:
+        Whether there is one.
 
     Raises:
         BadInputError: a file is missing or changed, all of them named in one line; or the manifest or record itself was
@@ -41,8 +44,11 @@ def check_folder(folder: Path, *, format: str) -> None:
     if delivered and (folder.parent / MANIFEST).is_file():
         files = Manifest.load_unedited(folder.parent).files
         check_listed(folder.parent, files, document=MANIFEST, prefix=f"{folder.name}/")
-    elif (folder / EXPORT_FILE).is_file():
+        return True
+    if (folder / EXPORT_FILE).is_file():
         check_listed(folder, ExportRecord.load_unedited(folder).files, document=EXPORT_FILE)
+        return True
+    return False
 
 
 def check_listed(directory: Path, files: Mapping[str, FileRecord], *, document: str, prefix: str = "") -> None:

@@ -20,7 +20,7 @@ from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
-from prune_export.hashes import FileRecord
+from prune_export.hashes import SEAL, FileRecord, check_seal
 from prune_export.profiles import (
     DeviceMatch,
     DeviceProfile,
@@ -39,7 +39,7 @@ from prune_export.target import Workload
 from prune_export.units import format_bytes
 
 KIT_FILE = "kit.json"
-KIT_VERSION = 2
+KIT_VERSION = 3
 BUDGET_S = 540.0  # for the table of one precision, building included
 ROUNDS = 3  # fresh processes a group of stacks
 ALONE = 2  # fresh processes with the first stack by itself
@@ -130,7 +130,7 @@ def load_kit(directory: Path) -> Kit:
     """Reads kit.json.
 
     Raises:
-        BadInputError: no kit, a damaged one, or one of another version.
+        BadInputError: no kit, one of another version, or one that was edited.
     """
     path = directory / KIT_FILE
     try:
@@ -141,8 +141,11 @@ def load_kit(directory: Path) -> Kit:
         ) from None
     found = data.get("version") if isinstance(data, dict) else None
     if found != KIT_VERSION:
-        raise BadInputError(f"{path} is of version {found}, this prune-export reads {KIT_VERSION}: make the kit again")
-    return from_json(Kit, data, where=str(path))
+        newer = isinstance(found, int) and found > KIT_VERSION
+        remedy = "install the version that made it" if newer else "make the kit again"
+        raise BadInputError(f"{path} is of version {found}, this prune-export reads {KIT_VERSION}: {remedy}")
+    check_seal(path)
+    return from_json(Kit, {key: value for key, value in data.items() if key != SEAL}, where=str(path))
 
 
 def measure_kit(

@@ -223,7 +223,9 @@ def _measurements(
 def _request(subject: Subject, profile: DeviceProfile, workload: Workload, threads: int) -> Request:
     """Refuses in this process what can be refused without starting another."""
     known = [runtime.name for runtime in RUNTIMES]
-    if profile.runtime not in known or (profile.device == "cuda" and not host_fingerprint().get("gpu")):
+    if profile.runtime in known and profile.device == "cuda" and not host_fingerprint().get("gpu"):
+        raise BadInputError(f"profile {profile.name} needs an NVIDIA GPU, and none is found here: run it there")
+    if profile.runtime not in known:
         raise BadInputError(
             f"profile {profile.name} runs {profile.runtime} on {profile.device}, which cannot be measured here: "
             f"use a profile of {' or '.join(known)}, e.g. --device host"

@@ -217,7 +217,10 @@ def check_device(core: Any, device: str) -> None:
     """
     if not is_present(core, device):
         found = ", ".join(core.available_devices) or "none"
-        raise BadInputError(f'device "{device}" is absent here: OpenVINO finds {found}')
+        raise BadInputError(
+            f'device "{device}" is absent here: OpenVINO finds {found}; use a profile of what is there, e.g. '
+            "--device host"
+        )
 
 
 def held_bytes(core: Any, device: str) -> int | None:

@@ -104,7 +104,7 @@ def csv_text(measurements: Sequence[Measurement]) -> str:
                 *(f"{values[name][key]:.9g}" for name, key in figures),
                 *(f"{value:.9g}" for value in throughput(item).values()),
                 *(f"{statistics.median(item.load_s):.9g}", item.weights_bytes),
-                *(item.peak_rss_bytes, item.rss_rise_bytes),
+                *((item.peak_rss_bytes, item.rss_rise_bytes) if item.peak_rss_bytes else ("", "")),  # "": not sampled
                 "-" if item.peak_device_bytes is None else item.peak_device_bytes,
             ]
         )

@@ -15,6 +15,7 @@ from prune_export.benchmark.measure import Rounds, Subject, check_measurable, me
 from prune_export.benchmark.report_table import csv_text, json_data, labels, text_table, throughput_table
 from prune_export.benchmark.runtimes import find_model
 from prune_export.benchmark.worker import Through
+from prune_export.errors import BadInputError
 from prune_export.manifest import MANIFEST, Manifest, Measurement
 from prune_export.profiles import DeviceProfile, mismatch
 from prune_export.progress import Progress
@@ -68,14 +69,17 @@ def run_benchmark(
         progress: is told the share done.
 
     Raises:
-        BadInputError, PruneExportError: as `measure.measure`; or a file is not as the artifact's manifest says, or the
-            manifest was edited.
+        BadInputError, PruneExportError: as `measure.measure`; or a file is not as the artifact's manifest says, the
+            manifest was edited, or it states another precision.
     """
     directories = [directory] if compare is None else [directory, compare]
-    subjects = [Subject(item, precision or artifact_precision(item), through=through) for item in directories]
-    for item in directories:
-        check_model_files(find_model(item))
+    unchecked = [item for item in directories if not check_model_files(find_model(item))]
+    subjects = [
+        Subject(item, _precision(item, precision, stated=item not in unchecked), through=through)
+        for item in directories
+    ]
     fitted, notes = _fit(workload, directories)
+    notes += [f"{item} has no manifest or export record beside it: its files were not checked" for item in unchecked]
     if reason := mismatch(profile, device_fingerprint(profile)):
         notes.append(f"measured on this host, which is not the device: {reason}")
     for batch in batches:
@@ -83,7 +87,7 @@ def run_benchmark(
     measured = measure_together(
         subjects, profile=profile, workload=fitted, rounds=Rounds(rounds), threads=threads, progress=progress
     )
-    if warning := drift_warning(measured[-1], "tpot"):  # of the one compared with, where there is one
+    if warning := drift_warning(measured[-1], "tpot", compared=compare is not None):
         notes.append(warning)
     ratios = {
         f"{metric} {statistic}": paired_ratio(measured[0], measured[1], metric, statistic)
@@ -143,6 +147,14 @@ def artifact_precision(directory: Path) -> str:
         if (place / MANIFEST).is_file():
             return Manifest.load_unedited(place).precision
     return found.precision
+
+
+def _precision(directory: Path, asked: str, *, stated: bool) -> str:
+    """That of an artifact; what was asked for where the artifact does not state its own."""
+    found = artifact_precision(directory)
+    if asked and stated and asked != found:
+        raise BadInputError(f"--precision {asked}: the weights of {directory} are in {found}: leave it out")
+    return asked or found
 
 
 def _fit(workload: Workload, directories: list[Path]) -> tuple[Workload, list[str]]:

@@ -72,7 +72,8 @@ def measured(
     results = [_with_peak(result, variant) for result, variant in zip(results, variants, strict=True)]
     groups = standing_together([item.directory for item in variants], together, device=job.profile.device)
     job.memory.add(max(sum(results[index].peak_rss_bytes for index in group) for group in groups))
-    if warning := drift_warning(results[0], timed_metric(job.request.target)):
+    # One that stands alone is the dense model, which is measured again beside every plan.
+    if len(results) > 1 and (warning := drift_warning(results[0], timed_metric(job.request.target))):
         job.progress.note(f"note: {warning}")
     return [replace(variant, measurement=result) for variant, result in zip(variants, results, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,9 +106,16 @@ class DeviceProfile:
 
 def range_mistakes(values: Mapping[str, Any]) -> list[str]:
     """Every value of a profile that is out of range, one text each; values of a wrong type are passed over."""
-    mistakes = [f"{name} must be above zero, got {values[name]}" for name in _POSITIVE if _number(values, name) <= 0]
-    mistakes += [f"{name} must not be negative, got {values[name]}" for name in _NOT_NEGATIVE
-                 if _number(values, name) < 0]  # fmt: skip
+    mistakes = [
+        f"{name} must be {_bound(_number(values, name), 'above zero')}, got {values[name]}"
+        for name in _POSITIVE
+        if not 0 < _number(values, name) < math.inf
+    ]
+    mistakes += [
+        f"{name} must {_bound(_number(values, name), 'not be negative', 'be finite')}, got {values[name]}"
+        for name in _NOT_NEGATIVE
+        if not 0 <= _number(values, name) < math.inf
+    ]
     if values.get("runtime", "openvino") not in RUNTIMES:
         mistakes.append(f'runtime "{values["runtime"]}" is not one of {", ".join(RUNTIMES)}')
     precisions = values.get("precisions", ())
@@ -121,9 +129,15 @@ def range_mistakes(values: Mapping[str, Any]) -> list[str]:
             mistakes.append(f'precision "{name}" is not one of {", ".join(PRECISIONS)}')
         elif name not in peaks:
             mistakes.append(f'peak_flops lacks the precision "{name}"')
-        elif _number(peaks, name) <= 0:
-            mistakes.append(f"peak_flops of {name} must be above zero, got {peaks[name]}")
+        elif not 0 < _number(peaks, name) < math.inf:
+            mistakes.append(
+                f"peak_flops of {name} must be {_bound(_number(peaks, name), 'above zero')}, got {peaks[name]}"
+            )
     return mistakes
+
+
+def _bound(value: float, bound: str, finite: str = "finite") -> str:
+    return bound if math.isfinite(value) else finite
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:

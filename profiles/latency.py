@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
@@ -43,8 +44,8 @@ class CostCurve:
             raise ValueError(f"{len(self.sizes)} sizes with {len(self.seconds)} costs: each size needs one")
         if self.sizes[0] <= 0 or list(self.sizes) != sorted(set(self.sizes)):
             raise ValueError(f"sizes must be ascending, without repeats and above zero, got {list(self.sizes)}")
-        if min(self.seconds) < 0:
-            raise ValueError(f"costs must not be negative, got {min(self.seconds)}")
+        if wrong := [cost for cost in self.seconds if not 0 <= cost < math.inf]:
+            raise ValueError(f"costs must be finite and not negative, got {wrong[0]}")
 
     def at(self, size: int) -> float:
         """Seconds of one block: 0 for size 0, else linear between the points.
@@ -94,6 +95,16 @@ class PhaseCosts:
     p90: float = field(default=0.0, metadata=SPARSE)
     p99: float = field(default=0.0, metadata=SPARSE)
 
+    def __post_init__(self) -> None:
+        for name in ("fixed_s", "error"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        # A percentile above the median is no less than it; nothing else keeps a plan from removing everything.
+        if self.p90 and not 1 <= self.p90 < math.inf:
+            raise ValueError(f"p90 must be 0 (not measured) or at least 1, a multiple of the median, got {self.p90}")
+        if self.p99 and not max(1.0, self.p90) <= self.p99 < math.inf:
+            raise ValueError(f"p99 must be 0 (not measured) or at least p90 ({self.p90}) and 1, got {self.p99}")
+
     def seconds(self, layers: Iterable[Layer]) -> float:
         """Fixed cost plus the sum over the blocks."""
         blocks = sum(self.attention.at(layer.kv_heads) + self.mlp.at(layer.mlp_width) for layer in layers)
@@ -121,6 +132,11 @@ class TableKey:
     batch: int
     prompt_tokens: int
     new_tokens: int
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise ValueError(f"{item.name} must be at least 1, got {getattr(self, item.name)}")
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,11 @@ class LatencyTable:
     source: Literal["measured", "roofline"]
     costs: tuple[PhaseCosts, ...]
     record: TableRecord | None = field(default=None, metadata=SPARSE)
+
+    def __post_init__(self) -> None:
+        seen = [f"{costs.phase} in {costs.precision}" for costs in self.costs]
+        if twice := [name for name in seen if seen.count(name) > 1]:
+            raise ValueError(f"costs of {twice[0]} are there twice: one of each phase and precision is possible")
 
     def check(self, key: TableKey) -> None:
         """Refuses a model or a workload that the table does not hold for.

@@ -62,6 +62,8 @@ def test_help_shows_an_example_and_loads_nothing_heavy(name: str) -> None:
         ([*TARGET, "--precision", "int3"], "int3 is not one of fp32, fp16, bf16, int8, int4"),
         ([*TARGET, "--distribution", "44:52"], "is not three shares"),
         ([*TARGET, "--max-quality-loss", "much"], "is not a number"),
+        ([*TARGET, "--max-quality-loss", "5"], '"5" would be 500%: write 5% or 500%'),
+        ([*TARGET, "--workload", "prompt=3,prompt=4"], '"prompt" is there twice'),
         ([*TARGET, "--device", "cpu-xeno"], "did you mean cpu-xeon"),
         ([*TARGET, "--rounds", "0"], "--rounds 0 must be at least 1"),
         ([*TARGET, "--roundz", "1"], "unrecognized arguments: --roundz"),

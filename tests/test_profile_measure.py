@@ -253,6 +253,12 @@ def test_a_kit_is_measured_where_torch_is_not_and_its_profile_plans(
     )
     assert result.returncode == 0, result.stderr
     assert "| int8 | TPOT | 1 |" in result.stdout
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    text = (kit / KIT_FILE).read_text(encoding="utf8")
+    (edited / KIT_FILE).write_text(text.replace('"hidden_size": ', '"hidden_size": 1'), encoding="utf8")
+    with pytest.raises(BadInputError, match=r"kit\.json was edited after it was written"):
+        measure_kit(edited, HOST, name="box")
     found = load_profile(box)
     assert found.latency_table is not None
     assert found.latency_table.predict(shape.layers, "tpot", precision="int8") > 0
@@ -440,7 +446,10 @@ def test_what_is_no_kit_or_another_device_is_one_line(
     with pytest.raises(BadInputError, match=r"is no kit: it has no readable kit\.json"):
         measure_kit(tmp_path, HOST, name="box")
     (tmp_path / KIT_FILE).write_text('{"version": 0}')
-    with pytest.raises(BadInputError, match="is of version 0, this prune-export reads 2: make the kit again"):
+    with pytest.raises(BadInputError, match="is of version 0, this prune-export reads 3: make the kit again"):
+        measure_kit(tmp_path, HOST, name="box")
+    (tmp_path / KIT_FILE).write_text('{"version": 99}')
+    with pytest.raises(BadInputError, match=r"is of version 99, .*: install the version that made it"):
         measure_kit(tmp_path, HOST, name="box")
     with pytest.raises(BadInputError, match="--depth 1: a stack needs at least 2 layers"):
         pack_kit(shape, HOST, tmp_path / "kit", precisions=("int8",), workload=SMALL, depth=1)

@@ -133,7 +133,10 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
     workload = requested_workload(arguments)
-    for destination in (arguments.json, arguments.csv, arguments.manifest):
+    destinations = [item for item in (arguments.json, arguments.csv, arguments.manifest) if item]
+    if len(set(destinations)) < len(destinations):
+        raise BadInputError(f"{', '.join(destinations)}: --json, --csv and --manifest each need a place of their own")
+    for destination in destinations:
         check_file(destination, arguments.force)
     from prune_export.benchmark.claim import Asked, claimed, sentences, with_measurement
     from prune_export.benchmark.run import render_csv, render_json, render_text, run_benchmark

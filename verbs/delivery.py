@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from prune_export import units
+from prune_export.errors import BadInputError
 from prune_export.progress import Progress
 from prune_export.sparsity import parse_sparsity
 from prune_export.verbs.command import positive
@@ -66,11 +67,7 @@ def run_main(arguments: argparse.Namespace) -> int:
         calibration=arguments.calibration,
         eval_text=arguments.eval_text,
         eval_tokens=positive(arguments.eval_tokens, "--eval-tokens"),
-        max_quality_loss=(
-            units.parse_share(arguments.max_quality_loss, what="--max-quality-loss", below=100.0)
-            if arguments.max_quality_loss
-            else None
-        ),
+        max_quality_loss=_quality_loss(arguments.max_quality_loss) if arguments.max_quality_loss else None,
         rounds=positive(arguments.rounds, "--rounds") or 1,
         threads=arguments.threads,
         seed=arguments.seed,
@@ -84,3 +81,11 @@ def run_main(arguments: argparse.Namespace) -> int:
     delivery = deliver(request, progress=Progress(quiet=arguments.quiet))
     print(render(delivery, quiet=arguments.quiet))
     return 0
+
+
+def _quality_loss(text: str) -> float:
+    """A share from "5%" or "0.05"; "5" alone would be five times, which nobody means."""
+    share = units.parse_share(text, what="--max-quality-loss", below=100.0)
+    if share >= 1 and "%" not in text:
+        raise BadInputError(f'--max-quality-loss "{text}" would be {share:.0%}: write {text}% or {share:.0%}')
+    return share

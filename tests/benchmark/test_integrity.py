@@ -123,6 +123,20 @@ def test_a_precision_edited_into_the_manifest_is_not_believed(copied: Path) -> N
         evaluate(str(copied))
 
 
+def test_another_precision_than_the_artifact_states_is_refused(copied: Path) -> None:
+    save_record(copied / "openvino")
+    with pytest.raises(BadInputError, match=r"--precision int8: the weights of .* are in fp32: leave it out"):
+        measure(copied, precision="int8")
+
+
+def test_an_export_without_its_model_is_no_checkpoint(copied: Path) -> None:
+    save_record(copied / "openvino")
+    (copied / "openvino" / "openvino_model.xml").unlink()
+    (copied / "openvino" / "config.json").write_text("{}")
+    with pytest.raises(BadInputError, match="is an export whose model file is missing: copy or export it again"):
+        find_model(copied / "openvino")
+
+
 @pytest.mark.parametrize("document", [MANIFEST, EXPORT_FILE])
 def test_a_document_without_its_seal_is_refused(copied: Path, document: str) -> None:
     folder = copied / "openvino"

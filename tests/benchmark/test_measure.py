@@ -320,7 +320,7 @@ def test_what_cannot_be_measured_is_refused(tiny_ir: Path, tmp_path: Path) -> No
     assert "gone is not a directory" in refusal(tmp_path / "gone")
     assert f"use --threads 1 to {host_cores()}, or 0 for all" in refusal(tiny_ir, threads=999)
     assert 'precision "int9"' in refusal(tiny_ir, precision="int9")
-    assert "profile gpu-cuda runs torch on cuda, which cannot be measured here" in refusal(tiny_ir, profile="gpu-cuda")
+    assert "profile gpu-cuda needs an NVIDIA GPU, and none is found here" in refusal(tiny_ir, profile="gpu-cuda")
 
 
 def test_a_mistake_found_by_the_worker_keeps_its_class_and_text(tiny_ir: Path, tmp_path: Path) -> None:

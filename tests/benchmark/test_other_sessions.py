@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,33 @@ def test_batches_that_a_pipeline_cannot_stream_are_refused_before_anything_is_me
             exported / "openvino", profile=HOST, workload=WORKLOAD, through="genai", batches=(1, 4), threads=1
         )
     assert started == []
+
+
+def test_no_prompt_is_answered_from_a_cache(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every repeat has the same prompt: a cache of prompts would leave a time to first token of two tokens."""
+    import openvino_genai
+
+    made = openvino_genai.LLMPipeline
+    seen: list[Any] = []
+    refused: list[str] = []
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        seen.append(settings.get("scheduler_config"))
+        if refused and seen[-1] is not None:
+            raise RuntimeError("no paged attention in this graph")
+        return made(*arguments, **settings)
+
+    monkeypatch.setattr(openvino_genai, "LLMPipeline", watched)
+    for _ in range(2):
+        pipeline = OpenVINOPipeline(exported / "openvino", precision="int8", threads=1)
+        pipeline.load()
+        assert pipeline.options["enable_prefix_caching"] == "False"
+        for _ in range(2):
+            assert len(pipeline.generate(np.arange(1, 9)[None, :], 5)) == 6
+        refused.append("from the second on")
+    assert [item is None for item in seen] == [False, False, True]
+    assert not seen[0].enable_prefix_caching
+    assert seen[0].max_num_batched_tokens > 1 << 32  # a prompt in one piece, as by default
 
 
 def test_both_pipelines_are_benchmarked_end_to_end(exported: Path, checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,30 @@ def test_a_machine_that_moved_is_said(
         )
         assert any(note in item for item in result.notes) is said
         assert (note in render_text(result)) is said
+
+
+def test_of_one_that_moved_no_baseline_and_no_ratio_are_spoken_of(
+    make_measurement: Callable[..., Measurement], tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drifting = make_measurement((0.1, 0.1), (0.010, 0.0105), rounds=2)
+    monkeypatch.setattr(run, "measure_together", lambda *_, **__: [drifting])
+    result = run_benchmark(tiny_ir, profile=load_profile("host"), workload=Workload(1, 8, 4, 0, 1), threads=1)
+    (note,) = (item for item in result.notes if "moved" in item)
+    assert note.startswith("the model's tpot p50 moved by 5.0% over 2 rounds (limit 3%)")
+    assert note.endswith("measure again, or beside another one with --compare")
+    assert any(item.endswith("its files were not checked") for item in result.notes)
+    # Memory that was not sampled is no memory of zero.
+    row = render_csv(replace(result, measurements=(replace(drifting, peak_rss_bytes=0, rss_rise_bytes=0),)))
+    assert row.splitlines()[1].split(",")[-3:-1] == ["", ""]
+
+
+def test_two_results_in_one_place_are_refused(
+    tiny_ir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("-", str(tmp_path / "found")):
+        assert cli.main(["benchmark", str(tiny_ir), "--json", place, "--csv", place]) == 2
+        assert "each need a place of their own" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_throughput_at_several_batch_sizes(tiny_ir: Path) -> None:

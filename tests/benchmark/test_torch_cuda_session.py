@@ -150,7 +150,7 @@ def test_without_a_gpu_it_is_one_line(mixed: Path) -> None:
     with pytest.raises(BadInputError, match=r'device "cuda": torch .* finds no NVIDIA GPU here'):
         TorchCudaSession(mixed, precision="bf16").load()
     workload = Workload(prompt_tokens=8, new_tokens=4)
-    with pytest.raises(BadInputError, match="gpu-cuda runs torch on cuda, which cannot be measured here"):
+    with pytest.raises(BadInputError, match="profile gpu-cuda needs an NVIDIA GPU, and none is found here"):
         measure(mixed, profile=load_profile("gpu-cuda"), workload=workload, precision="bf16")
 
 

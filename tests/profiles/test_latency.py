@@ -73,12 +73,35 @@ def test_a_missing_precision_and_metric_are_named() -> None:
         ((1, 2), (1.0,), "each size needs one"),
         ((2, 1), (1.0, 2.0), "ascending"),
         ((0, 1), (1.0, 2.0), "above zero"),
-        ((1,), (-1.0,), "must not be negative"),
+        ((1,), (-1.0,), "costs must be finite and not negative, got -1.0"),
+        ((1, 2), (1.0, float("nan")), "costs must be finite and not negative, got nan"),
     ],
 )
 def test_a_curve_that_makes_no_sense_is_refused(sizes: tuple[int, ...], seconds: tuple[float, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CostCurve(sizes, seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fixed_s": -1.0}, "fixed_s must be finite and not negative, got -1.0"),
+        ({"fixed_s": float("nan")}, "fixed_s must be finite and not negative, got nan"),
+        ({"error": float("inf")}, "error must be finite and not negative, got inf"),
+        ({"p90": 0.01}, r"p90 must be 0 \(not measured\) or at least 1, a multiple of the median, got 0.01"),
+        ({"p90": 1.3, "p99": 1.2}, r"p99 must be 0 \(not measured\) or at least p90 \(1.3\) and 1, got 1.2"),
+    ],
+)
+def test_costs_that_make_no_sense_are_refused(changes: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(DECODE, **changes)  # type: ignore[arg-type]
+
+
+def test_a_table_of_nothing_or_with_costs_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
+        replace(KEY, hidden_size=0)
+    with pytest.raises(ValueError, match="costs of decode in int8 are there twice"):
+        replace(TABLE, costs=(PREFILL, DECODE, DECODE))
 
 
 def test_a_table_says_how_far_it_can_be_trusted() -> None:

@@ -131,6 +131,8 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
             'extends = "cpu-edge"\npeak_flops = {fp32 = 0, int8 = 1, int4 = 1}\n',
             "peak_flops of fp32 must be above zero",
         ),
+        ('extends = "cpu-edge"\nbandwidth_bytes_per_s = inf\n', "bandwidth_bytes_per_s must be finite, got inf"),
+        ('extends = "cpu-edge"\nper_block_overhead_s = nan\n', "per_block_overhead_s must be finite, got nan"),
     ],
 )
 def test_a_broken_profile_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:

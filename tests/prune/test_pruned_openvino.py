@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import generated, plan_of, tiny_model, tokens, varied_plan  # type: ignore[import-not-found]
 
+from prune_export.benchmark.genai_session import OpenVINOPipeline
 from prune_export.errors import BadInputError, ParityError
 from prune_export.export.checks import parity_checks
 from prune_export.export.gate import TOLERANCE, check_against, ir_greedy_agreement
@@ -107,6 +108,9 @@ def test_a_pruned_model_runs_as_in_torch(
     assert ir_greedy_agreement(tmp_path, prompt, expected, precision="fp32", threads=1) == 1.0
     for backend in ("PA", "SDPA") if fused else ("SDPA",):
         assert genai_tokens(tmp_path, prompt, backend) == expected, backend
+    pipeline = OpenVINOPipeline(tmp_path, precision="fp32", threads=1)  # as `benchmark --through genai` runs it
+    pipeline.load()
+    assert len(pipeline.generate(prompt[None], 4)) == 5
 
 
 @pytest.mark.parametrize("variant", EACH)
