@@ -113,7 +113,7 @@ def plans(
     """Several plans from one search, each what the search finds for its ratio alone.
 
     Args:
-        request: what is wanted; its target does not matter.
+        request: what is wanted; of its target the statistic alone matters.
         ratios: removed shares of the parameters.
         metric: the latency to predict: "tpot", "ttft" or "total".
         as_far_as_possible: end before the first ratio out of reach, if there is one before it, instead of raising.
@@ -124,7 +124,7 @@ def plans(
         InfeasibleError: a ratio is out of reach; the message says the highest that is not.
     """
     report = progress or Progress(quiet=True)
-    request = replace(request, target=Target("parameters", ratios[0]))
+    request = replace(request, target=Target("parameters", ratios[0], request.target.statistic))
     with TreeMemory() as memory, open_job(request, report, memory, planning=True) as job:
         precision = job.request.precisions[0]
         workshop = Workshop(job, _no_baseline(job, precision), precision)

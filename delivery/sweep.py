@@ -14,6 +14,7 @@ from prune_export.plan import PrunePlan
 from prune_export.profiles.latency import LatencyTable
 from prune_export.prune.search_result import FrontPoint, SearchInfeasibleError
 from prune_export.shape import LayerShape
+from prune_export.target import Statistic
 from prune_export.units import format_bytes, format_duration
 
 
@@ -33,6 +34,7 @@ class Planned:
         dense_memory_bytes: the same before.
         latency_by: where the latencies come from and how far they can be trusted; empty without any.
         front: what was traded for what, where the search looks at several costs at once.
+        statistic: of the latencies; "p50" where nothing tells the one that was asked for.
     """
 
     asked: float
@@ -46,6 +48,7 @@ class Planned:
     dense_memory_bytes: float
     latency_by: str
     front: tuple[FrontPoint, ...] = ()
+    statistic: Statistic = "p50"
 
 
 def plan_ratios(
@@ -65,6 +68,7 @@ def plan_ratios(
     """
     dense = float(job.shape.parameters())
     table = _table(job)
+    statistic, tail = _percentile(job, table, metric)
     made: list[Planned] = []
     for ratio in ratios:
         try:
@@ -80,7 +84,7 @@ def plan_ratios(
             break
         plan = searcher.made(result)
         sizes = [footprint(shape, job.workload, job.request.precisions[0]) for shape in (plan.target, job.shape)]
-        latencies = [_seconds(job, table, shape.layers, metric) for shape in (plan.target, job.shape)]
+        latencies = [_seconds(job, table, shape.layers, metric, tail) for shape in (plan.target, job.shape)]
         made.append(
             Planned(
                 asked=ratio,
@@ -94,6 +98,7 @@ def plan_ratios(
                 dense_memory_bytes=sizes[1],
                 latency_by="" if table is None else table.trust(metric, precision=job.request.precisions[0]),
                 front=result.front,
+                statistic=statistic,
             )
         )
     return tuple(made)
@@ -106,7 +111,8 @@ def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> 
     """
     first = planned[0]
     divergence = first.divergence is not None
-    header = ["removed", "parameters", "memory", f"~{metric}", "speed", *(["KL"] if divergence else []), "perplexity"]
+    latency = f"~{metric} {first.statistic}"
+    header = ["removed", "parameters", "memory", latency, "speed", *(["KL"] if divergence else []), "perplexity"]
     dense_scores = [*(["0"] if divergence else []), f"{first.dense_perplexity:.4g}"]
     dense_memory = format_bytes(first.dense_memory_bytes)
     rows = [
@@ -131,7 +137,8 @@ def render(planned: Sequence[Planned], names: Sequence[str], *, metric: str) -> 
     ]
     how = f"latency {first.latency_by}" if first.latency_by else "no latency predicted"
     scored = "KL and perplexity" if divergence else "perplexity"
-    return "\n".join([*lines, f"{how}; memory is weights and KV cache; {scored} on the calibration text"])
+    memory = "memory is weights and KV cache (a limit of it is of the whole process)"
+    return "\n".join([*lines, f"{how}; {memory}; {scored} on the calibration text"])
 
 
 def _beats(one: Planned, other: Planned) -> bool:
@@ -159,8 +166,21 @@ def _table(job: Job) -> LatencyTable | None:
         return None
 
 
-def _seconds(job: Job, table: LatencyTable | None, layers: tuple[LayerShape, ...], metric: str) -> float | None:
-    return None if table is None else table.predict(layers, metric, precision=job.request.precisions[0])
+def _percentile(job: Job, table: LatencyTable | None, metric: str) -> tuple[Statistic, float]:
+    """The statistic that can be told of the one that was asked for, and its multiple of the median."""
+    asked = job.request.target.statistic
+    if table is None or asked == "p50":
+        return "p50", 1.0
+    if tail := table.tail(metric, asked, precision=job.request.precisions[0]):
+        return asked, tail
+    job.progress.note(f"note: {metric} is told by its median: nothing tells {asked} on this device")
+    return "p50", 1.0
+
+
+def _seconds(
+    job: Job, table: LatencyTable | None, layers: tuple[LayerShape, ...], metric: str, tail: float
+) -> float | None:
+    return None if table is None else tail * table.predict(layers, metric, precision=job.request.precisions[0])
 
 
 def _duration(seconds: float | None) -> str:

@@ -154,7 +154,10 @@ def _given(arguments: argparse.Namespace) -> list[str]:
 
 def _not_one(given: list[str]) -> BadInputError:
     found = " and ".join(f"--target-{name}" for name in given) or "none"
-    return BadInputError(f"one target is needed, got {found}: e.g. --target-latency 40ms or --target-speedup 1.3x")
+    example = "e.g. --target-latency 40ms or --target-speedup 1.3x"
+    if len(given) > 1 and "ratio" not in given:
+        example += "; the main command takes limits of latency and memory together"
+    return BadInputError(f"one target is needed, got {found}: {example}")
 
 
 def _target(arguments: argparse.Namespace, kind: str) -> Target:

@@ -78,7 +78,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     """Writes one plan, or several from one search."""
     limit_torch(arguments.threads)
     ratios = _ratios(arguments)
-    target = Target("parameters", ratios[0]) if ratios else parse_target(arguments)
+    target = Target("parameters", ratios[0], arguments.statistic) if ratios else parse_target(arguments)
     files = _plan_files(arguments.output, ratios) if ratios else [arguments.output]
     for file in files:
         check_file(str(file), arguments.force, make_directory=len(files) > 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ import pytest
 from prune_export import cli
 from prune_export.benchmark.roofline import roofline, roofline_table
 from prune_export.deliver import deliver
+from prune_export.delivery import sweep
 from prune_export.delivery.request import Request, SearchSettings
 from prune_export.delivery.summary import render as rendered
 from prune_export.delivery.sweep import Planned, render
 from prune_export.errors import BadInputError
 from prune_export.plan import LayerKeep, PrunePlan
-from prune_export.profiles import load_profile
+from prune_export.profiles import CostCurve, LatencyTable, PhaseCosts, TableKey, load_profile
 from prune_export.shape import LayerShape, MixerShape, ModelShape
 from prune_export.target import Target, Workload
 
@@ -38,7 +40,7 @@ def columns(text: str) -> list[list[str]]:
 def test_a_sweep_prints_what_each_plan_costs_and_marks_what_another_one_beats() -> None:
     plans = [planned(80, 13.0, 1.6e-3, 3 << 20), planned(64, 12.0, 1.25e-3, 2 << 20), planned(32, 20.0, 1e-3, 1 << 20)]
     head, dense, first, second, third, _ = columns(render(plans, ["a.json", "b.json", "c.json"], metric="tpot"))
-    assert head == ["removed", "parameters", "memory", "~tpot", "speed", "KL", "perplexity", "plan"]
+    assert head == ["removed", "parameters", "memory", "~tpot", "p50", "speed", "KL", "perplexity", "plan"]
     assert dense[2:] == ["4.00", "MiB", "2.00", "ms", "0", "10"]
     assert first[2:] == ["3.00", "MiB", "1.60", "ms", "1.25x", "0.5", "13", "dominated", "a.json"]
     assert second[2:] == ["2.00", "MiB", "1.25", "ms", "1.60x", "0.5", "12", "b.json"]
@@ -60,6 +62,20 @@ def test_only_what_is_worse_in_nothing_dominates(change: dict[str, Any], beaten:
     one = planned(80, 13.0, 1.6e-3, 3 << 20)
     text = render([one, replace(one, **change)], ["a.json", "b.json"], metric="tpot")
     assert ("dominated" in text.splitlines()[2]) == beaten
+
+
+def test_latencies_are_of_the_statistic_that_was_asked_for_where_it_is_known() -> None:
+    curve = CostCurve((2,), (1e-3,))
+    costs = PhaseCosts("decode", "int8", 0.0, curve, CostCurve((96,), (1e-3,)), p90=1.25)
+    table = LatencyTable(TableKey(64, 16, 2, 100, 1, 8, 4), "measured", (costs,))
+    notes: list[str] = []
+    for asked, known in (("p50", ("p50", 1.0)), ("p90", ("p90", 1.25)), ("p99", ("p50", 1.0))):
+        request = SimpleNamespace(target=Target("parameters", 0.1, asked), precisions=("int8",))  # type: ignore[arg-type]
+        job: Any = SimpleNamespace(request=request, progress=SimpleNamespace(note=notes.append))
+        assert sweep._percentile(job, table, "tpot") == known
+    assert notes == ["note: tpot is told by its median: nothing tells p99 on this device"]
+    text = render([replace(planned(80, 13.0, 1.6e-3, 3 << 20), statistic="p90")], ["a"], metric="tpot")
+    assert "~tpot p90" in text
 
 
 def test_without_latencies_memory_and_perplexity_decide() -> None:
