@@ -102,7 +102,7 @@ def parse_workload(text: str) -> Workload:
                 f'workload "{text}": unknown key "{match[1]}"{nearest(match[1], _KEYS)}: use {", ".join(_KEYS)}'
             )
         if _KEYS[match[1]] in values:
-            raise BadInputError(f'workload "{text}": "{match[1]}" is there twice')
+            raise BadInputError(f'workload "{text}": "{match[1]}" is there twice: give it once')
         values[_KEYS[match[1]]] = int(match[2])
     try:
         return Workload(**values)

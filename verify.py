@@ -19,7 +19,8 @@ from prune_export.manifest import CHECKPOINT_FOLDER, MANIFEST, Manifest, ParityR
 from prune_export.progress import Progress
 
 # Near ties fall otherwise where a processor, or another number of threads, rounds otherwise.
-_AGREEMENT_SLACK = 0.1
+_TIES = 0.1  # of the tokens
+_FEWEST_TIES = 2  # of a short continuation
 
 
 def verify(directory: Path, *, checkpoint: str | None = None, progress: Progress | None = None) -> str:
@@ -201,7 +202,8 @@ def _logits(errors: dict[str, float], tolerance: float) -> str:
 
 
 def _tokens(directory: Path, agreement: float, recorded: ParityRecord) -> str:
-    if agreement < recorded.greedy_agreement - _AGREEMENT_SLACK:
+    ties = max(_TIES * recorded.greedy_tokens, _FEWEST_TIES)
+    if agreement * recorded.greedy_tokens < recorded.greedy_agreement * recorded.greedy_tokens - ties:
         raise ParityError(
             f"{directory}: {agreement:.0%} of the greedy tokens equal the checkpoint's, when it was made "
             f"{recorded.greedy_agreement:.0%} did: this host computes something else, make the artifact here"

@@ -83,8 +83,9 @@ class OpenVINOPipeline(_Pipeline):
             self._pipeline = self._genai.LLMPipeline(
                 str(folder), self._device, scheduler_config=_scheduling(self._genai), **properties
             )
-        except RuntimeError:  # no paged attention for this graph or device: nothing to schedule, no cache of prompts
+        except RuntimeError:  # no paged attention for this graph or device: the other back end has no cache of prompts
             begun = time.perf_counter()
+            properties = {**properties, "ATTENTION_BACKEND": "SDPA"}
             self._pipeline = self._genai.LLMPipeline(str(folder), self._device, **properties)
         self.load_s = time.perf_counter() - begun
         self.options = {**{name: str(value) for name, value in properties.items()}, "enable_prefix_caching": "False"}

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from prune_export.benchmark.roofline import table_key
 from prune_export.benchmark.stacks import ExportedStack, Ruler, time_stacks
 from prune_export.benchmark.threads import checked_threads
 from prune_export.errors import BadInputError
-from prune_export.hashes import SEAL, FileRecord, check_seal
+from prune_export.hashes import FileRecord, check_seal
 from prune_export.profiles import (
     DeviceMatch,
     DeviceProfile,
@@ -33,7 +33,7 @@ from prune_export.profiles import (
 )
 from prune_export.profiles.host import detect_host, match_of, mismatch
 from prune_export.progress import Progress
-from prune_export.records import from_json
+from prune_export.records import SPARSE, from_json
 from prune_export.shape import LayerShape, ModelShape
 from prune_export.target import Workload
 from prune_export.units import format_bytes
@@ -93,6 +93,7 @@ class Kit:
         workload: what is timed.
         parts: one a precision.
         files: relative path to size and hash of everything else in the kit.
+        content_digest: sha256 of this document as it was written.
     """
 
     version: int
@@ -101,6 +102,7 @@ class Kit:
     workload: Workload
     parts: tuple[KitPart, ...]
     files: dict[str, FileRecord]
+    content_digest: str = field(default="", compare=False, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def load_kit(directory: Path) -> Kit:
         remedy = "install the version that made it" if newer else "make the kit again"
         raise BadInputError(f"{path} is of version {found}, this prune-export reads {KIT_VERSION}: {remedy}")
     check_seal(path)
-    return from_json(Kit, {key: value for key, value in data.items() if key != SEAL}, where=str(path))
+    return from_json(Kit, data, where=str(path))
 
 
 def measure_kit(

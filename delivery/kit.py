@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from prune_export.delivery.profiling import built
 from prune_export.delivery.stacks import Design, designs, held_out_designs, refuse_mixers
 from prune_export.errors import BadInputError
 from prune_export.files import check_space, staged
-from prune_export.hashes import file_records, sealed
+from prune_export.hashes import file_records, write_sealed
 from prune_export.profiles import DeviceProfile
 from prune_export.progress import Progress
 from prune_export.records import to_json
@@ -85,7 +84,7 @@ def pack_kit(
             parts.append(KitPart(precision, base, tuple(stacks), tuple(checks), dense[0] if dense else None))
         files = file_records(stage, besides=KIT_FILE)
         kit = Kit(KIT_VERSION, profile.runtime, shape, fitted, tuple(parts), files)
-        (stage / KIT_FILE).write_text(json.dumps(sealed(to_json(kit)), indent=1) + "\n", encoding="utf8")
+        write_sealed(stage / KIT_FILE, to_json(kit))
     return kit
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from prune_export import verify as verification
 from prune_export.api import export
 from prune_export.cli import main
 from prune_export.errors import BadInputError, ParityError
 from prune_export.evaluate import torch_nll
 from prune_export.export_record import EXPORT_FILE, ExportRecord
 from prune_export.hashes import check_seal, file_records, write_sealed
+from prune_export.manifest import ParityRecord
 from prune_export.prune.checkpoint import save_checkpoint
 from prune_export.prune.loading import load_model, load_tokenizer
 from prune_export.prune.synthetic import random_model
@@ -194,6 +196,15 @@ def test_weights_that_compute_something_else_fail_though_all_hashes_fit(copied: 
     replace(ExportRecord.load(copied), files=file_records(copied, besides=EXPORT_FILE)).save(copied)
     with pytest.raises(ParityError):
         verify(copied)
+
+
+@pytest.mark.parametrize(("count", "enough"), [(128, 116), (8, 6)])
+def test_near_ties_may_fall_otherwise_on_another_host(count: int, enough: int, tmp_path: Path) -> None:
+    """A tenth of the tokens, of few tokens two."""
+    recorded = ParityRecord(0.0, 1e-4, {}, greedy_tokens=count, greedy_agreement=1.0)
+    assert "greedy tokens equal the checkpoint's" in verification._tokens(tmp_path, enough / count, recorded)
+    with pytest.raises(ParityError, match="of the greedy tokens equal the checkpoint's, when it was made 100% did"):
+        verification._tokens(tmp_path, (enough - 1) / count, recorded)
 
 
 def test_a_seal_holds_through_json_and_breaks_with_any_change(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_no_prompt_is_answered_from_a_cache(exported: Path, monkeypatch: pytest.
 
     def watched(*arguments: Any, **settings: Any) -> Any:
         seen.append(settings.get("scheduler_config"))
+        assert (seen[-1] is None) == (settings.get("ATTENTION_BACKEND") == "SDPA")
         if refused and seen[-1] is not None:
             raise RuntimeError("no paged attention in this graph")
         return made(*arguments, **settings)
